@@ -1,0 +1,46 @@
+"""Kernels for byte-level language models on packed, variable-length batches."""
+
+from importlib.util import find_spec
+
+if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does without
+    from bytekernels.byte_table import byte_table
+    from bytekernels.conv import causal_conv1d, causal_conv1d_step
+    from bytekernels.dechunk import dechunk
+    from bytekernels.linear_kl import linear_kl
+    from bytekernels.marginals import SortedVocabulary, byte_marginals, token_prefix
+    from bytekernels.norm import gated_rms_norm, rms_norm
+    from bytekernels.pack import next_byte_targets, pack_bytes, pack_padded, token_end_mask, unpack
+    from bytekernels.ragged import BOS, EOS, IGNORE
+    from bytekernels.route import Routing, chunk_layout, gather_chunks, route, routing_of
+    from bytekernels.ssd import mamba2_step, ssd_scan
+    from bytekernels.suffix import SuffixTrie, longest_suffix
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "IGNORE",
+    "Routing",
+    "SortedVocabulary",
+    "SuffixTrie",
+    "byte_marginals",
+    "byte_table",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "chunk_layout",
+    "dechunk",
+    "gated_rms_norm",
+    "gather_chunks",
+    "linear_kl",
+    "longest_suffix",
+    "mamba2_step",
+    "next_byte_targets",
+    "pack_bytes",
+    "pack_padded",
+    "rms_norm",
+    "route",
+    "routing_of",
+    "ssd_scan",
+    "token_end_mask",
+    "token_prefix",
+    "unpack",
+]

@@ -1,0 +1,116 @@
+"""dechunk as a torch.library op."""
+
+import torch
+from torch import Tensor
+
+from bytekernels import dispatch
+from bytekernels.route import Routing
+
+_dechunk = dispatch.Dispatch("dechunk", reference=dispatch.reference("dechunk"))
+_dechunk_backward = dispatch.Dispatch("dechunk_backward", reference=dispatch.reference("dechunk"))
+
+
+@torch.library.custom_op("bytekernels::dechunk", mutates_args=())
+def dechunk_op(
+    chunks: Tensor,
+    chunk_of: Tensor,
+    cu_chunks: Tensor,
+    weight: Tensor | None,
+    null: Tensor | None,
+    residual: Tensor | None,
+    confidence: Tensor | None,
+) -> Tensor:
+    return _dechunk(chunks, chunk_of, cu_chunks, weight, null, residual, confidence)
+
+
+@dechunk_op.register_fake
+def _(
+    chunks: Tensor,
+    chunk_of: Tensor,
+    cu_chunks: Tensor,
+    weight: Tensor | None,
+    null: Tensor | None,
+    residual: Tensor | None,
+    confidence: Tensor | None,
+) -> Tensor:
+    dtype = chunks.dtype if residual is None else torch.promote_types(chunks.dtype, residual.dtype)
+    return chunks.new_empty(chunk_of.shape[0], chunks.shape[1], dtype=dtype)
+
+
+@torch.library.custom_op("bytekernels::dechunk_backward", mutates_args=())
+def dechunk_backward_op(
+    du: Tensor,
+    chunks: Tensor,
+    chunk_of: Tensor,
+    cu_chunks: Tensor,
+    weight: Tensor | None,
+    null: Tensor | None,
+    residual: Tensor | None,
+    confidence: Tensor | None,
+) -> list[Tensor]:
+    return _dechunk_backward(du, chunks, chunk_of, cu_chunks, weight, null, residual, confidence)
+
+
+@dechunk_backward_op.register_fake
+def _(
+    du: Tensor,
+    chunks: Tensor,
+    chunk_of: Tensor,
+    cu_chunks: Tensor,
+    weight: Tensor | None,
+    null: Tensor | None,
+    residual: Tensor | None,
+    confidence: Tensor | None,
+) -> list[Tensor]:
+    return dispatch.fake_gradients((chunks, weight, null, residual, confidence))
+
+
+dispatch.register_gradients(dechunk_op, dechunk_backward_op)
+
+
+def dechunk(
+    chunks: Tensor,
+    routing: Routing,
+    *,
+    weight: Tensor | None = None,
+    null: Tensor | None = None,
+    residual: Tensor | None = None,
+    confidence: Tensor | None = None,
+) -> Tensor:
+    """A row for each byte from the chunks known at it.
+
+    ``z_m = w_m c_m + (1 - w_m) z_{m-1}`` within each sequence, w = 1 at its first chunk;
+    ``u_t = z_{chunk_of[t]} + residual_t``, with ``null`` in place of z before the first chunk (Hwang et al. 2025,
+    arXiv 2507.07955, equations 5 to 9). A weight that looks ahead of byte t betrays the byte that position t predicts.
+
+    Args:
+        chunks: [M, D], a floating dtype.
+        routing: M chunks over T bytes.
+        weight: [M] in [0, 1], or None for 1: hold the newest chunk.
+        null: [D], or None for zeros.
+        residual: [T, D] or None, added last.
+        confidence: [T] or None. Multiplies u (before the residual) straight through: by 1 in the value, with
+            ``<du_t, u_t>`` as its gradient.
+
+    Returns:
+        [T, D] in chunks' dtype, promoted with the residual's. Sums are carried in float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    rows, count = routing.chunk_of.shape[0], routing.index.shape[0]
+    if chunks.dim() != 2 or chunks.shape[0] != count:
+        raise ValueError(
+            f"chunks must have shape [{count}, D], a row for each chunk of the routing, got {list(chunks.shape)}"
+        )
+    width = chunks.shape[1]
+    expected = {
+        "weight": (weight, [count]),
+        "null": (null, [width]),
+        "residual": (residual, [rows, width]),
+        "confidence": (confidence, [rows]),
+    }
+    for name, (value, shape) in expected.items():
+        if value is not None and list(value.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {list(value.shape)}")
+    return dechunk_op(chunks, routing.chunk_of, routing.cu_chunks, weight, null, residual, confidence)

@@ -1,0 +1,45 @@
+"""What the rooms' ``native.py`` share: how tensors are handed to bytekernels._C, which knows no torch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bytekernels import dispatch
+
+
+def array(tensor: Tensor) -> tuple[int, int, Tensor]:
+    """A contiguous CPU tensor as the extension takes it: (address, bytes, the tensor, kept alive for the call)."""
+    if not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(
+            f"the extension takes contiguous CPU tensors, got strides {tensor.stride()} for shape "
+            f"{list(tensor.shape)} on {tensor.device}: use .cpu().contiguous()"
+        )
+    return tensor.data_ptr(), tensor.numel() * tensor.element_size(), tensor
+
+
+def rows(tensor: Tensor) -> tuple[int, int, int, Tensor]:
+    """A CPU tensor [T, ...] whose rows may be strided, as in a slice of columns: (address, bytes, row stride, tensor).
+
+    Copies where the elements of a row do not lie together.
+    """
+    width = tensor[:1].numel()
+    stride = tensor.stride(0) if len(tensor) > 1 else width
+    if not tensor[:1].is_contiguous() or stride < width or tensor.device.type != "cpu":
+        tensor, stride = tensor.cpu().contiguous(), width
+    elements = (len(tensor) - 1) * stride + width if tensor.numel() else 0
+    return tensor.data_ptr(), elements * tensor.element_size(), stride, tensor
+
+
+def threads() -> int:
+    """Threads for an op's loops: as many as torch uses, on torch's own team (csrc/parallel.h)."""
+    return torch.get_num_threads()
+
+
+def native(room: str) -> dispatch.Implementation:
+    """The room's implementation in the extension, which serves the CPU where it has been built."""
+
+    def why_not(*args: Any) -> str | None:
+        return dispatch.extension_refusal()
+
+    return dispatch.Implementation(f"bytekernels.{room}.native", devices=("cpu",), why_not=why_not)

@@ -1,0 +1,127 @@
+"""Byte marginals as torch.library ops. They are a teacher's: no gradient goes through them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bytekernels import dispatch
+from bytekernels.ragged import accumulation_dtype, check_cu_seqlens
+from bytekernels.trie import ByteTrie
+
+_byte_marginals = dispatch.Dispatch("byte_marginals", reference=dispatch.reference("marginals"))
+_token_prefix = dispatch.Dispatch("token_prefix", reference=dispatch.reference("marginals"))
+
+
+class SortedVocabulary(ByteTrie):
+    """A vocabulary by prefixes: the :class:`~bytekernels.trie.ByteTrie` of its strings, in sorted order level by level.
+
+    An id that ends the text may be given a byte of its own, ``b"\\xff"``; as an empty entry it is left out and the
+    probabilities are those given that the text goes on.
+    """
+
+
+@torch.library.custom_op("bytekernels::token_prefix", mutates_args=())
+def token_prefix_op(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor) -> Tensor:
+    return _token_prefix(ids, cu_seqlens, boundary, edges)
+
+
+@token_prefix_op.register_fake
+def _(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor) -> Tensor:
+    return torch.empty_like(ids, dtype=torch.int32)
+
+
+@torch.library.custom_op("bytekernels::byte_marginals", mutates_args=())
+def byte_marginals_op(
+    logits: Tensor,
+    chunk_of: Tensor,
+    prefix: Tensor,
+    edges: Tensor,
+    children: Tensor,
+    nodes: Tensor,
+    levels: Sequence[int],
+) -> Tensor:
+    return _byte_marginals(logits, chunk_of, prefix, edges, children, nodes, levels)
+
+
+@byte_marginals_op.register_fake
+def _(
+    logits: Tensor,
+    chunk_of: Tensor,
+    prefix: Tensor,
+    edges: Tensor,
+    children: Tensor,
+    nodes: Tensor,
+    levels: Sequence[int],
+) -> Tensor:
+    return logits.new_empty(chunk_of.shape[0], 512, dtype=accumulation_dtype(logits.dtype))
+
+
+def token_prefix(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: SortedVocabulary) -> Tensor:
+    """The node of the bytes since the newest chunk end, this byte included: what :func:`byte_marginals` reads.
+
+    Args:
+        ids: uint8 [T].
+        cu_seqlens: int32 [S+1].
+        boundary: bool [T], the chunk ends. The node of a chunk end is 0, the empty string.
+        vocabulary: on the same device.
+
+    Returns:
+        int32 [T]; -1 before the first chunk end of a sequence, and from where the bytes begin no token until the next.
+        One byte at a time it is ``vocabulary.child(node, byte)``.
+
+    Raises:
+        TypeError: ids that are not uint8, a boundary that is not bool, or cu_seqlens that is not int32.
+        ValueError: shapes that do not match, or offsets that do not cut T.
+    """
+    if ids.dtype != torch.uint8:
+        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+    if boundary.dtype != torch.bool:
+        raise TypeError(f"boundary must be bool, got {boundary.dtype}: compare it with a threshold first")
+    if ids.dim() != 1 or boundary.shape != ids.shape:
+        raise ValueError(f"ids and boundary must have one shape [T], got {list(ids.shape)} and {list(boundary.shape)}")
+    check_cu_seqlens(cu_seqlens, ids.shape[0])
+    return token_prefix_op(ids, cu_seqlens, boundary, vocabulary.edges)
+
+
+def byte_marginals(logits: Tensor, vocabulary: SortedVocabulary, chunk_of: Tensor, prefix: Tensor) -> Tensor:
+    """The distribution of (next byte, does a chunk end on it) that a token model implies, exactly.
+
+    With s the bytes since the chunk began, p the token model's distribution at that chunk (over the entries that are
+    not empty) and Z the probability of the tokens that begin with s and are longer:
+    ``P(x, end | s) = p(s x) / Z`` and ``P(x, go on | s) = p(longer than s x, beginning with it) / Z``. Along a token
+    the product is p(token).
+
+    Args:
+        logits: [M, V], the next-token logits at each chunk end, a floating dtype. Not differentiated.
+        vocabulary: the bytes of the V tokens, on the same device.
+        chunk_of: int32 [T], as in :class:`~bytekernels.route.Routing`.
+        prefix: int32 [T], from :func:`token_prefix`.
+
+    Returns:
+        Log-probabilities [T, 512], float32 (float64 for float64 logits): ``[t, x]`` of byte x at t+1 with its chunk
+        going on, ``[t, 256 + x]`` of byte x ending it, as in next_byte_targets. A row with no distribution is -inf
+        throughout, and its exp counts for nothing as a soft target: before the first chunk, where the bytes since the
+        chunk began are the beginning of no longer token, or where the probability of all such tokens underflows.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    if logits.dim() != 2 or logits.shape[1] != len(vocabulary):
+        raise ValueError(
+            f"logits must have shape [M, {len(vocabulary)}], a column for each vocabulary entry, got "
+            f"{list(logits.shape)}: pad the vocabulary with b'' or cut the logits"
+        )
+    if chunk_of.dim() != 1 or prefix.shape != chunk_of.shape:
+        raise ValueError(
+            f"chunk_of and prefix must have one shape [T], got {list(chunk_of.shape)} and {list(prefix.shape)}"
+        )
+    return byte_marginals_op(
+        logits.detach(),
+        chunk_of,
+        prefix,
+        vocabulary.edges,
+        vocabulary.children,
+        vocabulary.nodes,
+        vocabulary.levels,
+    )

@@ -1,0 +1,68 @@
+"""What a packed batch is: one flat axis of T rows and ``cu_seqlens``, the S+1 offsets that cut it into sequences."""
+
+import torch
+from torch import Tensor
+
+BOS = 0xFE  # begins every sequence; never occurs in UTF-8
+EOS = 0xFF  # ends a document; never occurs in UTF-8
+IGNORE = -100  # a target that no loss counts
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, total: int, name: str = "cu_seqlens") -> None:
+    """Refuse offsets that do not cut ``total`` rows into sequences.
+
+    Args:
+        cu_seqlens: int32 [S+1], ``cu[0] = 0``, non-decreasing, ``cu[S] = total``. Empty sequences are legal.
+        total: T, the number of rows that are cut.
+        name: the argument's name in messages.
+
+    Raises:
+        TypeError: not int32.
+        ValueError: not one-dimensional or empty, or (on the CPU, where reading is free) offsets out of order or range.
+    """
+    if cu_seqlens.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {cu_seqlens.dtype}: use {name}.to(torch.int32)")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
+        raise ValueError(f"{name} must have shape [S+1] with S >= 0, got {list(cu_seqlens.shape)}")
+    if cu_seqlens.device.type != "cpu":
+        return
+    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
+        raise ValueError(
+            f"{name} must start at 0 and end at {total}, the number of rows; "
+            f"got {int(cu_seqlens[0])} and {int(cu_seqlens[-1])}"
+        )
+    falls = cu_seqlens[1:] < cu_seqlens[:-1]
+    if bool(falls.any()):
+        index = int(falls.nonzero()[0])
+        raise ValueError(
+            f"{name} must not decrease, got {int(cu_seqlens[index])} > {int(cu_seqlens[index + 1])} at index {index}"
+        )
+
+
+def lengths_of(cu_seqlens: Tensor) -> Tensor:
+    """Length of each sequence: int32 [S]."""
+    return cu_seqlens[1:] - cu_seqlens[:-1]
+
+
+def cu_seqlens_of(lengths: Tensor) -> Tensor:
+    """Offsets of sequences of the given lengths [S]: int32 [S+1]."""
+    cu = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
+    torch.cumsum(lengths, 0, dtype=torch.int32, out=cu[1:])
+    return cu
+
+
+def segment_ids(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Number of the sequence that each row belongs to: int64 [T]."""
+    rows = torch.arange(total, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:].to(torch.int64), rows, right=True)
+
+
+def positions(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Position of each row within its sequence, from 0: int64 [T]."""
+    rows = torch.arange(total, device=cu_seqlens.device)
+    return rows - cu_seqlens[segment_ids(cu_seqlens, total)].to(torch.int64)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are carried in: float32, or float64 for float64 inputs."""
+    return torch.promote_types(dtype, torch.float32)

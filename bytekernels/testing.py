@@ -1,0 +1,84 @@
+"""What tests and benchmarks compare with: tolerances by dtype, float64 truth, poisoned memory, ragged shapes."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bytekernels.ragged import cu_seqlens_of
+
+TOLERANCE = {  # relative error in the 2-norm, for outputs, states and gradients alike
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 5e-3,
+}
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """``||value - truth|| / ||truth||`` in float64 (the absolute norm where the truth is zero)."""
+    value, truth = value.detach().double().flatten(), truth.detach().double().flatten()
+    if value.numel() == 0:
+        return 0.0
+    scale = truth.norm()
+    return float((value - truth).norm() / (scale if scale > 0 else 1.0))
+
+
+def assert_close(value: Tensor, truth: Tensor, *, dtype: torch.dtype | None = None, what: str = "output") -> None:
+    """Fail unless the value is within its dtype's :data:`TOLERANCE` of the truth, and finite.
+
+    Args:
+        value: what an implementation gave.
+        truth: the same shape, normally float64 from the reference.
+        dtype: whose tolerance applies; the value's by default (give the inputs' for float32 sums of bf16 inputs).
+        what: named in the message.
+
+    Raises:
+        AssertionError: shape, NaN or error out of tolerance.
+    """
+    assert value.shape == truth.shape, f"{what}: shape {list(value.shape)}, expected {list(truth.shape)}"
+    assert torch.isfinite(value).all(), f"{what}: {int((~torch.isfinite(value)).sum())} values are not finite"
+    limit = TOLERANCE[dtype or value.dtype]
+    error = relative_error(value, truth)
+    assert error <= limit, f"{what}: relative error {error:.2e} exceeds {limit:.0e}"
+
+
+def gradients(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+    """Gradients of a fixed random projection of the outputs (the same for equal shapes, whatever the dtype)."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else [o for o in outputs if o.requires_grad]
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [
+        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(device=o.device, dtype=o.dtype)
+        for o in outputs
+    ]
+    return list(torch.autograd.grad(outputs, inputs, cotangents))
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill what ``torch.empty`` gives with NaN (integers with their largest value), so that unwritten rows show."""
+    before = torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        settings.fill_uninitialized_memory = fill
+
+
+def ragged(lengths: Sequence[int]) -> tuple[Tensor, int]:
+    """``cu_seqlens`` int32 [S+1] of sequences of these lengths, and their total T."""
+    return cu_seqlens_of(torch.tensor(list(lengths), dtype=torch.int32)), sum(lengths)
+
+
+def ragged_lengths(max_sequences: int = 5, around: int = 8) -> Any:
+    """Hypothesis strategy: lists of sequence lengths with empty and one-byte sequences, and lengths about a tile."""
+    from hypothesis import strategies
+
+    interesting = strategies.sampled_from([0, 1, 2, 3, 4, around - 1, around, around + 1, 2 * around + 1])
+    return strategies.lists(interesting | strategies.integers(0, 3 * around), min_size=1, max_size=max_sequences)

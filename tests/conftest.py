@@ -1,0 +1,18 @@
+"""Settings for all tests: hypothesis without a deadline, and tests that need a GPU skipped without one."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Shared machines stall for longer than any deadline; a fixed seed keeps a run repeatable.
+settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

@@ -1,0 +1,61 @@
+"""Small models on which the promises are checked."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bytekernels import BOS
+from bytekernels.testing import ragged
+from models import ByteLM, ByteLMConfig
+from models.byte_lm import core_settings
+
+FAMILIES = ("llama", "qwen2", "qwen3", "olmo2", "olmo3")
+
+
+def small_teacher(family: str = "llama", vocab_size: int = 50):
+    torch.manual_seed(1)
+    settings = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        vocab_size=vocab_size,
+        pad_token_id=None,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    if family == "qwen3":
+        settings["head_dim"] = 8
+    if family == "olmo3":
+        settings |= dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+
+
+def small_model(seed: int = 0, **settings) -> ByteLM:
+    """A model whose zero-initialised parts are random too, so that every path matters."""
+    torch.manual_seed(seed)
+    sizes = dict(
+        width=24, encoder_layers=2, decoder_layers=2, state_size=8, head_dim=12, bridge_inner=40, router_inner=20
+    )
+    model = ByteLM(ByteLMConfig(core=core_settings(small_teacher()), **{**sizes, **settings})).eval()
+    with torch.no_grad():
+        model.dechunk.null.normal_()
+        model.dechunk.residual.weight.normal_(std=0.3)
+        for embedding in (model.encoder.embed, model.decoder.embed):
+            embedding.weight.normal_(std=1.0)
+    return model
+
+
+def packed_bytes(lengths, seed: int = 0):
+    """Random packed sequences that begin with BOS: ids uint8 [T], cu_seqlens."""
+    cu_seqlens, total = ragged(lengths)
+    ids = torch.randint(0, 254, (total,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    starts = cu_seqlens[:-1][cu_seqlens[1:] > cu_seqlens[:-1]].long()
+    ids[starts] = BOS
+    return ids, cu_seqlens
+
+
+@pytest.fixture(params=["hold", "causal"])
+def model(request) -> ByteLM:
+    return small_model(dechunk=request.param)

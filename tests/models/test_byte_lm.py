@@ -1,0 +1,166 @@
+"""The whole model: packing, stepping, what a position may know, the core's wiring, saving."""
+
+import pytest
+import torch
+from tests.models.conftest import FAMILIES, packed_bytes, small_model, small_teacher
+from transformers import AutoModelForCausalLM
+
+from bytekernels import routing_of
+from bytekernels.ragged import lengths_of
+from models import ByteLM, ByteLMConfig
+from models.core import run_packed, use_packed
+
+LENGTHS = [7, 1, 0, 70, 3]
+
+
+def test_packed_equals_one_by_one(model):
+    ids, cu_seqlens = packed_bytes(LENGTHS)
+    together = model(ids, cu_seqlens)
+    for s, length in enumerate(LENGTHS):
+        rows = slice(int(cu_seqlens[s]), int(cu_seqlens[s + 1]))
+        alone = model(ids[rows], torch.tensor([0, length], dtype=torch.int32))
+        torch.testing.assert_close(together.logits[rows], alone.logits, atol=1e-5, rtol=1e-4)
+        assert torch.equal(together.routing.boundary[rows], alone.routing.boundary)
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_step_equals_forward_for_several_sequences(model, lookahead):
+    model.config.lookahead = model.router.lookahead = lookahead
+    sequences, length = 3, 20
+    ids, cu_seqlens = packed_bytes([length] * sequences)
+    output = model(ids, cu_seqlens)
+    boundary = output.routing.boundary.view(sequences, length)
+    assert 1 < boundary.sum() < boundary.numel() and not torch.equal(boundary[0], boundary[1])
+    state = model.empty_state(sequences)
+    for t in range(length):
+        logits = model.step(ids.view(sequences, length)[:, t], boundary[:, t], state)
+        torch.testing.assert_close(logits, output.logits.view(sequences, length, -1)[:, t], atol=1e-5, rtol=1e-4)
+
+
+def future_changes(model: ByteLM, position: int) -> float:
+    """How much the logits at a position move when the bytes after it change, the bits up to it held fixed."""
+    ids, cu_seqlens = packed_bytes([24])
+    boundary = model(ids, cu_seqlens).routing.boundary.clone()
+    boundary[position] = True
+    other = ids.clone()
+    other[position + 1 :] = (other[position + 1 :] + 77) % 254
+    with torch.no_grad():
+        rows = [model(x, cu_seqlens, boundary).logits[: position + 1] for x in (ids, other)]
+    return float((rows[0] - rows[1]).abs().max())
+
+
+@pytest.mark.parametrize("position", [3, 11, 20])
+def test_logits_do_not_know_later_bytes(model, position):
+    assert future_changes(model, position) == 0.0
+
+
+def test_the_lookahead_weight_leaks():
+    assert future_changes(small_model(dechunk="lookahead"), 11) > 1e-3
+
+
+def test_the_router_itself_looks_one_byte_ahead():
+    model = small_model()
+    ids, cu_seqlens = packed_bytes([24])
+    other = ids.clone()
+    other[12] ^= 1
+    prob, changed = (model(x, cu_seqlens).routing.prob for x in (ids, other))
+    assert torch.equal(prob[:11], changed[:11]) and prob[11] != changed[11]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_core_with_the_teachers_embeddings_gives_the_teachers_logits(family):
+    teacher = small_teacher(family)
+    model = ByteLM.from_teacher(
+        teacher, ByteLMConfig(width=24, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=12, bridge_inner=8)
+    ).eval()
+    tokens = torch.randint(0, 50, (31,), generator=torch.Generator().manual_seed(0))
+    cu_chunks = torch.tensor([0, 9, 9, 31], dtype=torch.int32)
+    logits = model.token_head(model.core(teacher.get_input_embeddings()(tokens), cu_chunks))
+    for start, stop in ((0, 9), (9, 31)):
+        expected = teacher(input_ids=tokens[None, start:stop]).logits[0]
+        torch.testing.assert_close(logits[start:stop], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_chunk_sees_another_document():
+    core = use_packed(small_teacher().base_model)
+    embeddings = torch.randn(20, 32, requires_grad=True)
+    cu_chunks = torch.tensor([0, 8, 20], dtype=torch.int32)
+    run_packed(core, embeddings, cu_chunks)[8:].sum().backward()
+    assert embeddings.grad[:8].abs().max() == 0 and embeddings.grad[8:].abs().min() > 0
+
+
+def test_core_steps_equal_its_forward():
+    core = small_model().core
+    chunks = torch.randn(11, 32)
+    together = core(chunks, torch.tensor([0, 5, 11], dtype=torch.int32))
+    caches = [core.empty_cache(), core.empty_cache()]
+    for t in range(5):
+        step = core.step(chunks[[t, 5 + t]], caches)
+        torch.testing.assert_close(step, together[[t, 5 + t]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(core.step(chunks[[10]], caches[1:]), together[[10]], atol=1e-5, rtol=1e-4)
+
+
+def test_bos_is_a_chunk_of_its_own(model):
+    ids, cu_seqlens = packed_bytes(LENGTHS)
+    starts = cu_seqlens[:-1][lengths_of(cu_seqlens) > 0].long()
+    assert model(ids, cu_seqlens).routing.boundary[starts].all()
+
+
+def test_token_hidden_reads_the_given_ends():
+    model = small_model()
+    ids, cu_seqlens = packed_bytes([9, 12])
+    boundary = torch.rand(21, generator=torch.Generator().manual_seed(0)) < 0.4
+    h = model.encoder(ids, cu_seqlens)
+    routing = routing_of(boundary, cu_seqlens)
+    expected = model.core(h[routing.index.long()], routing.cu_chunks)
+    torch.testing.assert_close(model.token_hidden(h, boundary, cu_seqlens), expected)
+
+
+def test_every_parameter_of_stage_two_gets_a_gradient(model):
+    model.train()
+    ids, cu_seqlens = packed_bytes([30, 30])
+    model(ids, cu_seqlens).logits.sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None and not n.startswith("token_head")]
+    assert without == []
+
+
+def test_saved_model_gives_the_same_bits(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids, cu_seqlens = packed_bytes(LENGTHS)
+    assert type(loaded) is ByteLM and (tmp_path / "model.safetensors").is_file()
+    assert torch.equal(loaded(ids, cu_seqlens).logits, model(ids, cu_seqlens).logits)
+
+
+def test_mixer_parameters_are_named_as_in_the_public_module():
+    mixer = small_model().encoder.stack.blocks[0].mixer
+    assert {name: tuple(value.shape) for name, value in mixer.state_dict().items()} == {
+        "in_proj.weight": (48 + 48 + 16 + 4, 24),
+        "conv1d.weight": (64, 1, 4),
+        "conv1d.bias": (64,),
+        "dt_bias": (4,),
+        "A_log": (4,),
+        "D": (4,),
+        "norm.weight": (48,),
+        "out_proj.weight": (24, 48),
+    }
+
+
+def test_bad_offsets_are_refused(model):
+    ids, _ = packed_bytes([5])
+    with pytest.raises(ValueError, match="must start at 0 and end at 5"):
+        model(ids, torch.tensor([0, 4], dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(head_dim=7), "head_dim must divide"),
+        (dict(num_groups=3), "num_groups must divide"),
+        (dict(dechunk="mean"), "dechunk must be one of hold, causal, lookahead, got 'mean'"),
+        (dict(dechunk="lookahead", lookahead=False), "needs a lookahead router"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(Exception, match=message):
+        ByteLMConfig(core=dict(model_type="llama"), **{"width": 64, "head_dim": 16, **settings})

@@ -1,0 +1,99 @@
+"""A small corpus, teacher and recipe that the training tests share."""
+
+import random
+
+import pytest
+import torch
+
+from models.core import use_packed
+from training.data import Corpus, prepare
+from training.teacher import small_llama, train_tokenizer
+from training.text import Document
+
+WORDS = "the function returns a value if its argument is given and raises an error where it is not".split()
+
+
+def documents(count: int = 60, seed: int = 0) -> list[Document]:
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(5, 60))) + ".\n" for _ in range(count)]
+    return [Document(f"doc{i}", text.encode()) for i, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(documents(), 300)
+
+
+@pytest.fixture(scope="session")
+def corpus(tokenizer, tmp_path_factory) -> Corpus:
+    return prepare(documents(), tokenizer, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def teacher(tokenizer):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=48)
+    return use_packed(small_llama(tokenizer, **sizes)).eval().requires_grad_(False)
+
+
+TINY_RECIPE = """
+checkpoint_seconds = 0
+precision = "fp32"
+[teacher]
+vocab_size = 300
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+intermediate_size = 48
+seconds = 1.0
+[data]
+window = 64
+batch_bytes = 512
+global_batch_bytes = 512
+measure_bytes = 1024
+score_bytes = 2048
+[model]
+width = 16
+encoder_layers = 1
+decoder_layers = 1
+state_size = 8
+head_dim = 16
+bridge_inner = 32
+router_inner = 16
+[stage."1.1"]
+lr = 3e-3
+bytes = 2048
+[stage."1.2"]
+lr = 3e-4
+bytes = 2048
+[stage."1.3"]
+lr = 3e-3
+bytes = 2048
+[stage."2.1"]
+lr = 3e-3
+bytes = 2048
+[stage."2.2"]
+lr = 1e-3
+bytes = 2048
+lr_scale = {core = 0.5}
+distill_weight = 0.1
+[control]
+lr = 1e-3
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_RECIPE)
+    return path
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.jsonl"
+    import json
+
+    path.write_text("\n".join(json.dumps({"text": d.text.decode()}) for d in documents()))
+    return path

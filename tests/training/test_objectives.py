@@ -1,0 +1,118 @@
+"""Objectives and measures against their definitions, and what each stage lets learn."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bytekernels import next_byte_targets
+from models import ByteLM, ByteLMConfig, score
+from training import objectives
+from training.data import Batches, held_out_batches
+from training.objectives import Lesson, measure
+from training.parallel import Ranks
+from training.recipe import StageRecipe
+from training.stages import STAGES
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def lesson(teacher, *, dechunk="hold", lookahead=True, **numbers) -> Lesson:
+    torch.manual_seed(0)
+    sizes = dict(width=16, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=16, bridge_inner=32, router_inner=16)
+    model = ByteLM.from_teacher(teacher, ByteLMConfig(dechunk=dechunk, lookahead=lookahead, **sizes))
+    return Lesson(model, teacher, StageRecipe(lr=1e-3, bytes=1, **numbers))
+
+
+@pytest.fixture
+def batch(corpus):
+    return next(Batches(corpus, window=64, batch_bytes=600, seed=1))
+
+
+def test_alignment_is_the_error_at_token_ends(teacher, batch):
+    this = lesson(teacher)
+    loss = objectives.alignment(this, batch)
+    h = this.model.encoder(batch.ids, batch.cu_seqlens)[batch.token_end]
+    expected = (h - teacher.get_input_embeddings()(batch.token_ids)).square().mean()
+    torch.testing.assert_close(loss.total / loss.count, expected)
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_distillation_is_the_kl_at_token_ends(teacher, batch, direction):
+    this = lesson(teacher, alignment_weight=0.5, direction=direction)
+    loss = objectives.distillation(this, batch)
+    h = this.model.encoder(batch.ids, batch.cu_seqlens)[batch.token_end]
+    student = this.model.token_head(this.model.core(h, batch.token_cu)).log_softmax(-1)
+    teachers = []
+    for start, stop in zip(batch.token_cu[:-1].tolist(), batch.token_cu[1:].tolist(), strict=True):
+        teachers.append(teacher(input_ids=batch.token_ids[None, start:stop], cu_chunks=None).logits[0])
+    target = torch.cat(teachers).log_softmax(-1)
+    p, q = (student, target) if direction == "reverse" else (target, student)
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    torch.testing.assert_close(loss.parts["kl"] / loss.count, kl.detach(), atol=1e-5, rtol=1e-4)
+    align = (h - teacher.get_input_embeddings()(batch.token_ids)).square().mean()
+    torch.testing.assert_close(loss.total / loss.count, kl + 0.5 * align, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_boundary_loss_counts_free_answers_only(teacher, batch, lookahead):
+    this = lesson(teacher, lookahead=lookahead)
+    prob = this.model.router(this.model.encoder(batch.ids, batch.cu_seqlens), batch.ids, batch.cu_seqlens).prob
+    losses = []
+    for s, e in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        ends = batch.token_end[s:e].float()
+        if lookahead:
+            losses.append(F.binary_cross_entropy(prob[s : e - 1], ends[:-1], reduction="none"))
+        else:  # a chunk starts after each end
+            losses.append(F.binary_cross_entropy(prob[s + 1 : e], ends[:-1], reduction="none"))
+    loss = objectives.boundary(this, batch)
+    torch.testing.assert_close(loss.total / loss.count, torch.cat(losses).mean(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dechunk", ["hold", "causal", "lookahead"])
+def test_end_to_end_adds_its_parts(teacher, batch, dechunk):
+    this = lesson(teacher, dechunk=dechunk, boundary_weight=0.7, distill_weight=0.3)
+    output = this.model(batch.ids, batch.cu_seqlens)
+    targets = next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
+    loss = objectives.end_to_end(this, batch)
+    cross_entropy = F.cross_entropy(output.logits, targets, ignore_index=-100)
+    torch.testing.assert_close(loss.parts["cross_entropy"] / loss.count, cross_entropy.detach())
+    boundary = objectives.boundary(this, batch)
+    torch.testing.assert_close(
+        loss.parts["boundary"] / loss.count, 0.7 * (boundary.total / boundary.count).detach(), atol=1e-5, rtol=1e-4
+    )
+    assert set(loss.parts) == {"cross_entropy", "boundary", "kl"} | ({"dechunk"} if dechunk == "causal" else set())
+    torch.testing.assert_close(loss.total.detach(), sum(loss.parts.values()))
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_a_stage_trains_its_own_parameters_only(teacher, batch, name):
+    this = lesson(teacher, distill_weight=0.1)
+    stage = STAGES[name]
+    trained = dict(stage.freeze_others(this.model))
+    loss = stage.objective(this, batch)
+    loss.total.backward()
+    got = {n for n, p in this.model.named_parameters() if p.grad is not None}
+    assert got == set(trained)
+    assert all(n.startswith(stage.trains) for n in trained)
+
+
+def test_measures(teacher, corpus):
+    this = lesson(teacher)
+    batches = held_out_batches(corpus, window=64, batch_bytes=64, limit_bytes=1000)
+    assert len(batches) > 1
+    found = {}
+    for stage in STAGES.values():
+        for kind in stage.measures:
+            found |= measure(kind, this, batches, ALONE)
+    scores = [score(this.model, b.ids, b.cu_seqlens) for b in batches]
+    bits = -sum(float(s.log_likelihood.sum()) for s in scores) / math.log(2) / sum(int(s.bytes.sum()) for s in scores)
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert 0 <= found["f1"] <= 1 and -1 <= found["cosine"] <= 1 and found["kl"] > 0 and found["mse"] > 0
+
+
+def test_a_perfect_router_has_f1_one():
+    assert objectives.BOUNDARY.finish([5, 5, 5]) == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert objectives.BOUNDARY.finish([3, 6, 4]) == {"precision": 0.5, "recall": 0.75, "f1": 0.6}
+    assert objectives.BOUNDARY.finish([0, 0, 4])["f1"] == 0.0

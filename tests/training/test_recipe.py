@@ -1,0 +1,78 @@
+"""Recipes: every shipped one reads, every mistake is named."""
+
+import dataclasses
+
+import pytest
+
+from training.errors import UserError
+from training.recipe import RECIPES, STAGES, parse_duration, read_recipe
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+def test_shipped_recipes_read(name):
+    recipe = read_recipe(name)
+    assert recipe.name == name and tuple(recipe.stage) == STAGES
+
+
+@pytest.mark.parametrize("name", ["llama3.2-3b", "qwen3-4b", "olmo2-1b"])
+def test_paper_recipes_carry_the_papers_numbers(name):
+    recipe = read_recipe(name)
+    assert recipe.data.global_batch_bytes == 2_097_152 and recipe.data.window == 8192
+    assert (recipe.model.width, recipe.model.router_inner, recipe.model.state_size) == (1536, 8192, 128)
+    assert {stage.bytes for stage in recipe.stage.values()} == {10_500_000_000}
+    peaks = {name: (stage.lr, stage.warmup) for name, stage in recipe.stage.items()}
+    assert peaks == {
+        "1.1": (1e-3, 0.2), "1.2": (2e-5, 0.01), "1.3": (1e-3, 0.1), "2.1": (1e-3, 0.1), "2.2": (2e-5, 0.01)
+    }  # fmt: skip
+    assert recipe.stage["2.2"].lr_scale["encoder."] == 2.0
+
+
+def test_overrides_are_toml_and_bare_words_are_strings():
+    recipe = read_recipe("quickstart", ["data.window=1024", 'stage."2.2".lr=1e-4', "model.dechunk=causal"])
+    assert (recipe.data.window, recipe.stage["2.2"].lr, recipe.model.dechunk) == (1024, 1e-4, "causal")
+    assert recipe.stage["2.1"] == read_recipe("quickstart").stage["2.1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.widht=3"], "unknown key 'model.widht'; did you mean 'width'"),
+        (["model.width=big"], "model.width must be int, got 'big'"),
+        (["model.width=true"], "model.width must be int, got True"),
+        (["model width"], "is not key=value: the '=' is missing"),
+        (['stage."3.1".lr=1', 'stage."3.1".bytes=1'], "unknown stage '3.1'; the stages are 1.1"),
+        (['stage."2.2".bytes=5'], "stage 2.2: give bytes or seconds"),
+        (['stage."2.2".decay=step'], "decay must be linear or cosine, got 'step'"),
+        (["precision=fp8"], "precision must be auto, bf16 or fp32, got 'fp8'"),
+        (["data=3"], "data must be a table, got 3"),
+    ],
+)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(UserError, match=message):
+        read_recipe("quickstart", overrides)
+
+
+def test_missing_recipe_lists_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="no recipe 'nope': give a .toml file or one of .*quickstart"):
+        read_recipe("nope")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("a = [")
+    with pytest.raises(UserError, match="broken.toml"):
+        read_recipe(str(broken))
+
+
+def test_budget_scales_every_time_to_the_sum():
+    recipe = read_recipe("quickstart").scaled(180.0)
+    total = recipe.teacher.seconds + sum(stage.seconds for stage in recipe.stage.values())
+    assert total == pytest.approx(180)
+    borrowed = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, path="x")).scaled(60)
+    assert sum(stage.seconds for stage in borrowed.stage.values()) == pytest.approx(60)
+    with pytest.raises(UserError, match="measured in seconds"):
+        read_recipe("olmo2-1b").scaled(60)
+
+
+def test_durations():
+    assert [parse_duration(t) for t in ("90", "90s", "3m", "1.5h")] == [90, 90, 180, 5400]
+    for wrong in ("", "m", "-3m", "3 weeks", "inf", "nan"):
+        with pytest.raises(UserError, match="a duration is a positive number"):
+            parse_duration(wrong)

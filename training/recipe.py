@@ -1,0 +1,293 @@
+"""A run is a recipe: a TOML file read into frozen dataclasses, every key checked."""
+
+import contextlib
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+STAGES = ("1.1", "1.2", "1.3", "2.1", "2.2")
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """The token-trained model. Without a ``path`` a small Llama is trained on the run's own text, once, and cached.
+
+    Attributes:
+        path: a Hugging Face folder or a GGUF file.
+        vocab_size: of its byte-level BPE.
+        hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size: its sizes.
+        seconds: training time of the small Llama.
+        lr, warmup, floor: its learning-rate schedule, as in :class:`StageRecipe`.
+    """
+
+    path: str | None = None
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    intermediate_size: int = 688
+    seconds: float = 300
+    lr: float = 3e-3
+    warmup: float = 0.05
+    floor: float = 0.02
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Text and how it is cut.
+
+    Attributes:
+        paths: files or globs; empty for the documentation that every Python installation carries.
+        limit_bytes: read at most this much text; None for all.
+        window: bytes of one sequence, BOS included.
+        batch_bytes: most bytes in one forward pass on one device.
+        global_batch_bytes: bytes in one optimizer step over all devices.
+        measure_bytes: held-out bytes that a stage's own metric is read on.
+        score_bytes: held-out bytes that bits per byte are read on.
+    """
+
+    paths: tuple[str, ...] = ()
+    limit_bytes: int | None = None
+    window: int = 8192
+    batch_bytes: int = 65536
+    global_batch_bytes: int = 2_097_152
+    measure_bytes: int = 1_000_000
+    score_bytes: int = 4_000_000
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Sizes of the byte-level parts: see :class:`models.ByteLMConfig`."""
+
+    width: int = 1536
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    state_size: int = 128
+    expand: int = 2
+    head_dim: int = 64
+    num_groups: int = 1
+    conv_kernel: int = 4
+    bridge_inner: int = 8192
+    router_inner: int = 8192
+    lookahead: bool = True
+    dechunk: str = "hold"
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW. Weight decay falls on matrices only."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One stage.
+
+    Attributes:
+        lr: peak learning rate.
+        warmup: share of the stage over which it rises from 0.
+        floor: share of the peak that it falls to.
+        decay: ``linear`` or ``cosine``.
+        bytes: training bytes; or
+        seconds: training time (the schedule then follows the clock).
+        lr_scale: factor on the rate of parameters whose name begins with a key.
+        alignment_weight: of the embedding alignment beside stage 1.2's distillation.
+        direction: of stage 1.2's KL: ``reverse`` is KL(student || teacher).
+        boundary_weight: of the boundary loss beside stage 2.2's cross-entropy.
+        distill_weight: of a KL to the teacher's next-token distribution that stays in stage 2.2.
+    """
+
+    lr: float
+    warmup: float = 0.01
+    floor: float = 0.1
+    decay: str = "cosine"
+    bytes: int | None = None
+    seconds: float | None = None
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    alignment_weight: float = 1.0
+    direction: str = "reverse"
+    boundary_weight: float = 1.0
+    distill_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run.
+
+    Attributes:
+        name: of the run's folder.
+        seed: of weights, data order and draws.
+        precision: ``auto`` (bf16 compute where the device is fast at it), ``bf16`` or ``fp32``; masters are fp32.
+        checkpoint_seconds: time between checkpoints inside a stage.
+        stage: the stages by name.
+        control: the same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
+    """
+
+    name: str
+    stage: dict[str, StageRecipe]
+    seed: int = 0
+    precision: str = "auto"
+    checkpoint_seconds: float = 300
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    control: StageRecipe | None = None
+
+    def __post_init__(self) -> None:
+        for name, stage in self.stage.items():
+            if name not in STAGES:
+                raise UserError(f"recipe {self.name}: unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+            _check_stage(f"recipe {self.name}: stage {name}", stage)
+        if self.control:
+            _check_stage(f"recipe {self.name}: control", self.control, needs_length=False)
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise UserError(f"recipe {self.name}: precision must be auto, bf16 or fp32, got {self.precision!r}")
+
+    def scaled(self, budget: float) -> "Recipe":
+        """The same run with its training times scaled so that they sum to ``budget`` seconds.
+
+        Raises:
+            UserError: a stage is measured in bytes, so that its time is not known.
+        """
+        timed = [stage.seconds for stage in self.stage.values()]
+        if any(seconds is None for seconds in timed):
+            raise UserError(f"recipe {self.name}: --budget needs stages that are measured in seconds")
+        own_teacher = 0.0 if self.teacher.path else self.teacher.seconds
+        factor = budget / (sum(s for s in timed if s is not None) + own_teacher)
+        stages = {
+            name: dataclasses.replace(stage, seconds=(stage.seconds or 0) * factor)
+            for name, stage in self.stage.items()
+        }
+        teacher = dataclasses.replace(self.teacher, seconds=self.teacher.seconds * factor)
+        return dataclasses.replace(self, stage=stages, teacher=teacher)
+
+
+def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
+    if needs_length and (stage.bytes is None) == (stage.seconds is None):
+        raise UserError(f"{where}: give bytes or seconds, one of them")
+    for name in ("bytes", "seconds", "lr"):
+        value = getattr(stage, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{where}: {name} must be positive, got {value}")
+    if stage.decay not in ("linear", "cosine"):
+        raise UserError(f"{where}: decay must be linear or cosine, got {stage.decay!r}")
+    if stage.direction not in ("reverse", "forward"):
+        raise UserError(f"{where}: direction must be reverse or forward, got {stage.direction!r}")
+
+
+def read_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (``quickstart``) or from a TOML file, and apply ``key=value`` overrides.
+
+    An override is a line of TOML, such as ``data.window=1024`` or ``stage."2.2".lr=1e-4``; a bare word counts as a
+    string.
+
+    Raises:
+        UserError: no such recipe, broken TOML, an unknown key, a value of the wrong type.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise UserError(f"no recipe {name_or_path!r}: give a .toml file or one of {known}")
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {path}: {error}") from None
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        _merge(table, _parse_override(override))
+    return _build(Recipe, table, f"recipe {table['name']}", "")
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text!r} is not key=value: the '=' is missing")
+    for candidate in (text, f"{key}={_quoted(value)}"):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(candidate)
+    raise UserError(f"--set {text!r}: {key!r} is not a key; give data.window=1024 or stage.\"2.2\".lr=1e-4")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _build(kind: Any, value: Any, where: str, at: str) -> Any:
+    """A value of the annotated type, or a UserError that names the key."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return _build(inner[0], value, where, at)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where, at)
+    if origin is dict and isinstance(value, dict):
+        element = typing.get_args(kind)[1]
+        return {key: _build(element, item, where, f"{at}.{key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_build(typing.get_args(kind)[0], item, where, at) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = origin or kind
+    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
+        raise UserError(f"{where}: {at.lstrip('.')} must be {plain.__name__}, got {value!r}")
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, where: str, at: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {at.lstrip('.')} must be a table, got {value!r}")
+    kinds = typing.get_type_hints(kind)
+    for key in value:
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(kinds)}"
+            raise UserError(f"{where}: unknown key {f'{at}.{key}'.lstrip('.')!r}{hint}")
+    missing = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in value]
+    if missing:
+        raise UserError(f"{where}: {f'{at}.{missing[0]}'.lstrip('.')} is missing")
+    return kind(**{key: _build(kinds[key], item, where, f"{at}.{key}") for key, item in value.items()})
+
+
+def _is_required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``3m``, ``1.5h``.
+
+    Raises:
+        UserError: anything else, or not positive.
+    """
+    factors = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, factor = (text[:-1], factors[text[-1]]) if text and text[-1] in factors else (text, 1.0)
+    try:
+        seconds = float(number) * factor
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"a duration is a positive number with s, m or h, such as 90s or 3m; got {text!r}")
+    return seconds

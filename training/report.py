@@ -1,0 +1,117 @@
+"""What a run came to: one table, a JSON file, the curves."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from models import Generation
+
+_SHOWN = {
+    "cosine": "cosine",
+    "mse": "MSE",
+    "kl": "KL",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "cross_entropy": "CE",
+    "bits_per_byte": "bits/byte",
+}
+
+
+def stage_table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line per stage: what trained, bytes seen, seconds, its metrics at start and end."""
+    cells = [("stage", "what", "trained", "bytes", "seconds", "held-out: start -> end")]
+    for row in rows:
+        metrics = ", ".join(
+            f"{_SHOWN[name]} {row['before'][name]:.4g} -> {value:.4g}" for name, value in row["after"].items()
+        )
+        trained, seen = f"{row['trained'] / 1e6:.2f} M", f"{row['bytes'] / 1e6:.2f} MB"
+        cells.append((row["stage"], row["title"], trained, seen, f"{row['seconds']:.0f}", metrics))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Teacher and student on the same held-out rows."""
+    lines = [
+        f"held-out text: {report['scored_bytes']:,} bytes, the same rows for all",
+        f"  teacher   {report['teacher_bpb']:.4f} bits/byte",
+        f"  student   {report['student_bpb']:.4f} bits/byte (bound along the router's chunks)",
+    ]
+    if report["control_bpb"] is not None:
+        lines.append(f"  control   {report['control_bpb']:.4f} bits/byte (fresh core, the same seconds)")
+    lines.append(f"  retention {report['retention']:.4f}   boundary F1 {report['boundary_f1']:.4f}")
+    return "\n".join(lines)
+
+
+def continuations(generations: Sequence[Generation]) -> str:
+    """Prompts and what the model wrote, with its chunk boundaries shown."""
+    return "\n".join(f"  {generation.with_boundaries('|')!r}" for generation in generations)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    try:
+        root = Path(__file__).parent
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write(folder: Path, report: dict[str, Any]) -> None:
+    """``report.json`` and ``curves.png`` in the run's folder."""
+    partial = folder / ".report.json.partial"
+    partial.write_text(json.dumps(report, indent=1))
+    partial.replace(folder / "report.json")
+    _plot(folder)
+
+
+def _plot(folder: Path) -> None:
+    """The curves of every stage that left a TensorBoard log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = []
+    for stage in sorted((folder / "tensorboard").glob("*")):
+        events = EventAccumulator(str(stage)).Reload()
+        tags = [t for t in events.Tags()["scalars"] if t not in ("lr", "grad_norm", "bytes_per_second")]
+        curves.append((stage.name, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}))
+    if not curves:
+        return
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False, layout="constrained")
+    for axis, (name, series) in zip(axes[0], curves, strict=True):
+        for tag, points in series.items():
+            axis.plot(*zip(*points, strict=True), label=tag)
+        axis.set(title=f"stage {name}", xlabel="step", yscale="log")
+        axis.legend(fontsize="small")
+    figure.savefig(folder / "curves.png", dpi=120)
+    pyplot.close(figure)
