@@ -22,7 +22,7 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv with torch, this package and the test tools (TORCH_INDEX=URL for torch's wheels)
 
 $(BIN)/pip:
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
 # Without an NVIDIA driver the CPU build is asked for first; where the index has none, the default build does.
@@ -60,11 +60,11 @@ format: setup ## apply style
 RECIPE ?= quickstart
 
 # BUDGET=3m scales all training to that time; CONTROL=1 trains the control too; TEACHER=PATH, DATA="FILES", OUT=DIR,
-# RECIPE=NAME; RESUME=1 goes on where a run was stopped.
-distill: setup ## token-trained teacher in, byte-level model out (BUDGET CONTROL TEACHER DATA OUT RECIPE RESUME)
+# RECIPE=NAME; RESUME=1 goes on where a run was stopped, OVERWRITE=1 makes it anew.
+distill: setup ## token-trained teacher in, byte-level model out (BUDGET CONTROL TEACHER DATA OUT RECIPE RESUME OVERWRITE)
 	$(BIN)/python training/stage.py --stage all --recipe $(RECIPE) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(CONTROL),--control) $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(DATA),--data $(DATA)) \
-	  $(if $(OUT),--out '$(OUT)') $(if $(RESUME),--resume)
+	  $(if $(OUT),--out '$(OUT)') $(if $(RESUME),--resume) $(if $(OVERWRITE),--overwrite)
 
 clean: ## remove builds and caches; .venv and runs/ stay
 	rm -rf build dist *.egg-info bytekernels/_C*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache

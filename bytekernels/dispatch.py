@@ -167,7 +167,7 @@ def register_gradients(op: Any, backward_op: Callable[..., list[Tensor]]) -> Non
         inputs = [
             next(saved) if is_tensor else value for is_tensor, value in zip(ctx.is_tensor, ctx.inputs, strict=True)
         ]
-        gradients = iter(backward_op(*(c.contiguous() for c in cotangents if c is not None), *inputs))
+        gradients = iter(backward_op(*(cotangent.contiguous() for cotangent in cotangents), *inputs))
         return tuple(next(gradients) if _is_floating(value) else None for value in inputs)
 
     op.register_autograd(backward, setup_context=setup_context)

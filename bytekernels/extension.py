@@ -23,7 +23,7 @@ def rows(tensor: Tensor) -> tuple[int, int, int, Tensor]:
 
     Copies where the elements of a row do not lie together.
     """
-    width = tensor[:1].numel()
+    width = tensor.shape[1:].numel()
     stride = tensor.stride(0) if len(tensor) > 1 else width
     if not tensor[:1].is_contiguous() or stride < width or tensor.device.type != "cpu":
         tensor, stride = tensor.cpu().contiguous(), width

@@ -20,9 +20,9 @@ struct ConvShape {
 // E is float or bf16. Null pointers stand for arguments that are not given.
 template <class E>
 struct ConvInputs {
-  Rows<const E> x;          // [T, C]
-  const float* weight;      // [C, K]
-  const float* bias;        // [C]
+  Rows<const E> x;      // [T, C]
+  const float* weight;  // [C, K]
+  const float* bias;    // [C]
   bool silu;
   const E* initial_states;  // [S, C, K-1]
 };

@@ -19,13 +19,13 @@ struct ScanShape {
 // E is float or bf16. Null pointers stand for arguments that are not given.
 template <class E>
 struct ScanInputs {
-  Rows<const E> x;      // [T, H, P]
+  Rows<const E> x;       // [T, H, P]
   Rows<const float> dt;  // [T, H]
-  const float* A;       // [H]
-  Rows<const E> B;      // [T, G, N]
-  Rows<const E> C;      // [T, G, N]
-  const float* D;       // [H]
-  Rows<const E> z;      // [T, H, P]
+  const float* A;        // [H]
+  Rows<const E> B;       // [T, G, N]
+  Rows<const E> C;       // [T, G, N]
+  const float* D;        // [H]
+  Rows<const E> z;       // [T, H, P]
   const float* dt_bias;  // [H]
   bool dt_softplus;
   float dt_min;

@@ -130,7 +130,7 @@ class ByteLM(PreTrainedModel):
         Args:
             ids: uint8 [T].
             cu_seqlens: int32 [S+1].
-            boundary: bool [T], where chunks end; the router decides where it is None.
+            boundary: bool [T], where chunks end (always at BOS); the router decides where it is None.
 
         Raises:
             TypeError, ValueError: ``cu_seqlens`` does not cut ``ids`` into sequences.
@@ -139,10 +139,15 @@ class ByteLM(PreTrainedModel):
         h = self.encoder(ids, cu_seqlens)
         routing = self.router(h, ids, cu_seqlens)
         if boundary is not None:
-            routing = bytekernels.routing_of(boundary, cu_seqlens, routing.prob)
+            routing = bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
         chunks = self.core(bytekernels.gather_chunks(h, routing), routing.cu_chunks)
         logits = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
         return ByteLMOutput(logits, routing, h, chunks)
+
+    def drop_token_head(self) -> None:
+        """Forget the teacher's token head, which no stage after distillation reads."""
+        self.config.token_head = False
+        del self.token_head
 
     def token_hidden(self, h: Tensor, boundary: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The core's states at given chunk ends, which the token head reads (stage 1): [M, d_core]."""

@@ -27,7 +27,7 @@ class ByteLMConfig(PreTrainedConfig):
         lookahead: True for a router of chunk ends that sees the next byte, False for H-Net's chunk starts.
         dechunk: ``hold`` (newest finished chunk), ``causal`` (EMA weight from a head on the byte's own state) or
             ``lookahead`` (EMA weight is the router's probability; leaks the next byte and is refused by the scorer).
-        token_head: the model still carries the teacher's token head (stages 1.1 to 1.3).
+        token_head: the model carries the teacher's token head, for stage 1 and for distillation in stage 2.
         norm_eps: epsilon of the byte-level RMS norms.
     """
 
@@ -68,7 +68,7 @@ class ByteLMConfig(PreTrainedConfig):
             ValueError: there is no core, or it does not say its ``model_type``.
         """
         if not self.core or "model_type" not in self.core:
-            raise ValueError("config.core must be the teacher's configuration with its model_type, got " f"{self.core}")
+            raise ValueError(f"config.core must be the teacher's configuration with its model_type, got {self.core}")
         settings = {key: value for key, value in self.core.items() if key != "model_type"}
         return AutoConfig.for_model(self.core["model_type"], **settings)
 

@@ -26,6 +26,7 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     cu_chunks: Tensor | None = None,
+    longest: int = 0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sequence of a packed batch, for transformers' ``AttentionInterface``.
@@ -39,6 +40,7 @@ def packed_attention(
         sliding_window: keys further back than this are not seen.
         softcap: not supported.
         cu_chunks: int32 [S+1], or None when decoding: then all keys belong to the one sequence, up to the last query.
+        longest: rows of the longest sequence, which CUDA's kernel asks for.
 
     Returns:
         [1, M, heads, head_dim] and None.
@@ -52,18 +54,28 @@ def packed_attention(
         out = _attend(query, key, value, scaling, sliding_window)
         return out.transpose(1, 2), None
     if query.device.type == "cuda":
-        return _varlen(query, key, value, cu_chunks, scaling, sliding_window), None
+        return _varlen(query, key, value, cu_chunks, longest, scaling, sliding_window), None
+    return _by_sequence(query, key, value, cu_chunks, scaling, sliding_window), None
+
+
+def _by_sequence(
+    query: Tensor, key: Tensor, value: Tensor, cu_chunks: Tensor, scaling: float | None, window: int | None
+) -> Tensor:
+    """Sequence after sequence in fp32: on the CPU the bf16 kernel's backward takes three times as long."""
     lengths = (cu_chunks[1:] - cu_chunks[:-1]).tolist()
-    pieces = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    outputs = [_attend(q, k, v, scaling, sliding_window) for q, k, v in pieces if q.shape[2]]
-    out = torch.cat(outputs, dim=2) if outputs else torch.zeros_like(query)
-    return out.transpose(1, 2), None
+    with torch.autocast(query.device.type, enabled=False):
+        parts = (
+            tensor.to(torch.promote_types(tensor.dtype, torch.float32)).split(lengths, 2)
+            for tensor in (query, key, value)
+        )
+        outputs = [_attend(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True) if q.shape[2]]
+        return torch.cat(outputs, dim=2).transpose(1, 2).to(query.dtype)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
     rows, columns = query.shape[2], key.shape[2]
     mask = None
-    if window is not None and columns > window or rows not in (1, columns):
+    if (window is not None and columns > window) or rows not in (1, columns):
         behind = torch.arange(columns - rows, columns, device=query.device)[:, None] - torch.arange(
             columns, device=query.device
         )
@@ -74,17 +86,24 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, wi
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, cu_chunks: Tensor, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_chunks: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
+    """All sequences in one call of flash attention, which takes 16-bit inputs: float32 ones are rounded to bf16."""
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = int((cu_chunks[1:] - cu_chunks[:-1]).max())
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [M, heads, head_dim]
+    half = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    q, k, v = (tensor[0].transpose(0, 1).to(half) for tensor in (query, key, value))  # [M, heads, head_dim]
     out = varlen_attn(
         q, k, v, cu_chunks, cu_chunks, longest, longest,
         scale=scaling, window_size=(window - 1 if window else -1, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
-    return cast(Tensor, out)[None]
+    return cast(Tensor, out)[None].to(query.dtype)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
@@ -107,6 +126,7 @@ def run_packed(backbone: PreTrainedModel, embeddings: Tensor, cu_chunks: Tensor)
         inputs_embeds=embeddings[None],
         position_ids=positions(cu_chunks, embeddings.shape[0])[None],
         cu_chunks=cu_chunks,
+        longest=int((cu_chunks[1:] - cu_chunks[:-1]).max()),
         use_cache=False,
     ).last_hidden_state[0]
 

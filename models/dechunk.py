@@ -46,7 +46,9 @@ class Dechunk(nn.Module):
             chunks, routing, weight=weight, null=self.null, residual=self.residual(h), confidence=confidence
         )
 
-    def step(self, held: Tensor | None, chunks: Tensor, h: Tensor, rows: Sequence[int], first: Sequence[bool]) -> Tensor:
+    def step(
+        self, held: Tensor | None, chunks: Tensor, h: Tensor, rows: Sequence[int], first: Sequence[bool]
+    ) -> Tensor:
         """Newest chunk state of S sequences after those in ``rows`` have finished a chunk.
 
         Args:
@@ -63,11 +65,15 @@ class Dechunk(nn.Module):
             ValueError: the ``lookahead`` weight, which cannot be had when generating.
         """
         if self.kind == "lookahead":
-            raise ValueError("the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'")
+            raise ValueError(
+                "the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'"
+            )
         state = (self.null.expand(h.shape[0], -1) if held is None else held).clone().to(chunks.dtype)
         if self.kind == "causal":
             weight = torch.sigmoid(self.weight_logits(h[list(rows)]))
-            weight = torch.where(torch.tensor(list(first), dtype=torch.bool, device=weight.device), 1.0, weight)[:, None]
+            weight = torch.where(torch.tensor(list(first), dtype=torch.bool, device=weight.device), 1.0, weight)[
+                :, None
+            ]
             chunks = weight * chunks + (1 - weight) * state[list(rows)]
         state[list(rows)] = chunks.to(state.dtype)
         return state

@@ -72,7 +72,8 @@ class Generation:
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Draw an index from logits [V] (``-inf`` never drawn)."""
+    """Draw an index from logits [V] (``-inf`` never drawn); on the CPU, where the generator is."""
+    logits = logits.cpu()
     if sampling.temperature == 0:
         return int(logits.argmax())
     probs = torch.softmax(logits.double() / sampling.temperature, dim=-1)
@@ -103,9 +104,7 @@ def draw_pair(row: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
 def step_one(model: ByteLM, byte: int, bit: bool, state: DecodingState) -> Tensor:
     """Feed one (byte, bit) of one sequence: logits [1, 512]."""
     device = model.device
-    return model.step(
-        torch.tensor([byte], dtype=torch.uint8, device=device), torch.tensor([bit], device=device), state
-    )
+    return model.step(torch.tensor([byte], dtype=torch.uint8, device=device), torch.tensor([bit], device=device), state)
 
 
 @torch.no_grad()

@@ -92,9 +92,7 @@ def token_score(
         num_bytes: int64 [S], bytes of each sequence without its first token's.
     """
     hidden = run_packed(backbone, embeddings, token_cu)
-    targets = torch.full_like(token_ids, IGNORE)
-    targets[:-1] = token_ids[1:]
-    targets[token_cu[1:].long() - 1] = IGNORE
+    targets = next_token_targets(token_ids, token_cu)
     losses = [
         F.cross_entropy((rows @ head.T).float(), wanted, ignore_index=IGNORE, reduction="none")
         for rows, wanted in zip(hidden.split(2048), targets.split(2048), strict=True)
@@ -103,7 +101,16 @@ def token_score(
     return Score(score.log_likelihood, num_bytes)
 
 
+def next_token_targets(token_ids: Tensor, token_cu: Tensor) -> Tensor:
+    """The token after each token: int64 [M], IGNORE at each sequence's last."""
+    targets = torch.roll(token_ids, -1)
+    lengths = token_cu[1:] - token_cu[:-1]
+    targets[token_cu[1:].long()[lengths > 0] - 1] = IGNORE
+    return targets
+
+
 def _sum_by_sequence(log_probs: Tensor, cu_seqlens: Tensor, total: int) -> Score:
+    log_probs, cu_seqlens = log_probs.cpu(), cu_seqlens.cpu()  # where sums have a fixed order
     sums = log_probs.new_zeros(cu_seqlens.numel() - 1)
     sums.index_add_(0, segment_ids(cu_seqlens, total), log_probs)
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()

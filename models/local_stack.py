@@ -54,9 +54,7 @@ class Mamba2Mixer(nn.Module):
         xbc = bytekernels.causal_conv1d(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, cu_seqlens)
         x, B, C = self._split(xbc)
         A = -torch.exp(self.A_log.float())
-        y = bytekernels.ssd_scan(
-            x, dt, A, B, C, cu_seqlens, D=self.D, dt_bias=self.dt_bias, dt_softplus=True
-        )
+        y = bytekernels.ssd_scan(x, dt, A, B, C, cu_seqlens, D=self.D, dt_bias=self.dt_bias, dt_softplus=True)
         return self.out_proj(self.norm(y.flatten(1), z))
 
     def step(self, hidden: Tensor, state: MixerState) -> Tensor:

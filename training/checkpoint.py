@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from training.errors import UserError
 
@@ -39,8 +40,9 @@ def write_folder(folder: Path, write: Callable[[Path], None], summary: dict[str,
         partial.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {folder}: {reason}") from error
 
 
 def _sync(path: Path) -> None:

@@ -407,6 +407,7 @@ class Batches:
         if not len(self.windows):
             raise UserError(f"every training document holds a token longer than a window of {window} bytes: widen it")
         self._sizes = _row_sizes(self.windows, eos)
+        self.round_bytes = 0  # of the last batches of all ranks together
         self._start_epoch(0)
 
     @property
@@ -419,6 +420,7 @@ class Batches:
 
     def __next__(self) -> Batch:
         round_of_batches = [self._next_windows() for _ in range(self.world_size)]
+        self.round_bytes = sum(int(self._sizes[windows].sum()) for windows in round_of_batches)
         return _build_batch(self.corpus, self.corpus.train, self.windows, round_of_batches[self.rank], self.eos)
 
     def state_dict(self) -> dict[str, Any]:

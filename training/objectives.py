@@ -12,16 +12,15 @@ from transformers import PreTrainedModel
 
 import bytekernels
 from bytekernels.ragged import IGNORE
-from models import ByteLM
 from models.core import run_packed
-from models.likelihood import path_log_probs
+from models.likelihood import next_token_targets, path_log_probs
 from training.data import Batch
 from training.parallel import Ranks
 from training.recipe import StageRecipe
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Context:
     """Who learns from whom, and how.
 
     Attributes:
@@ -36,7 +35,9 @@ class Lesson:
 
 
 class Loss(NamedTuple):
-    """A loss summed over ``count`` items, so that micro-batches and ranks of any size add up to one mean.
+    """A mean loss times its ``count`` items, so that micro-batches and ranks of any size add up to one mean.
+
+    A part that is a mean over other items (boundaries beside bytes, say) is weighted by the same count.
 
     Attributes:
         total: scalar, to be differentiated.
@@ -49,7 +50,7 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
 
 
-Objective = Callable[[Lesson, Batch], Loss]
+Objective = Callable[[Context, Batch], Loss]
 
 
 def _loss(count: Tensor, **means: Tensor) -> Loss:
@@ -68,99 +69,93 @@ def teacher_hidden(teacher: PreTrainedModel, batch: Batch) -> Tensor:
     return run_packed(teacher.base_model, token_embeddings(teacher, batch), batch.token_cu)
 
 
-def next_token_targets(batch: Batch) -> Tensor:
-    """The token after each token: int64 [M], IGNORE at each sequence's last."""
-    targets = torch.roll(batch.token_ids, -1)
-    ends = batch.token_cu[1:].long() - 1
-    targets[ends] = IGNORE
-    return targets
-
-
-def boundary_targets(lesson: Lesson, batch: Batch) -> tuple[Tensor, Tensor]:
+def boundary_targets(context: Context, batch: Batch) -> tuple[Tensor, Tensor]:
     """Where the tokenizer's chunks end (or, for H-Net's router, start), and which of the router's answers are free.
 
     Returns:
-        bool [T] targets, and bool [T], False where the router's answer is forced (a sequence's last byte; its first).
+        bool [T] targets, and bool [T], False where the answer is forced: at BOS, and at the last byte of a sequence
+        where the router looks ahead.
     """
     lengths = batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]
     first = batch.cu_seqlens[:-1].long()[lengths > 0]
     last = batch.cu_seqlens[1:].long()[lengths > 0] - 1
     free = torch.ones_like(batch.token_end)
-    if lesson.model.config.lookahead:
+    free[first] = False
+    if context.model.config.lookahead:
         free[last] = False
         return batch.token_end, free
     starts = torch.roll(batch.token_end, 1)
     starts[first] = True
-    free[first] = False
     return starts, free
 
 
-def next_token(lesson: Lesson, batch: Batch) -> Loss:
+def next_token(context: Context, batch: Batch) -> Loss:
     """The teacher's own training: cross-entropy of the next token."""
-    hidden = teacher_hidden(lesson.model, batch)
-    targets = next_token_targets(batch)
-    logits = lesson.model.get_output_embeddings()(hidden)
+    hidden = teacher_hidden(context.model, batch)
+    targets = next_token_targets(batch.token_ids, batch.token_cu)
+    logits = context.model.get_output_embeddings()(hidden)
     loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE)
     return _loss((targets != IGNORE).sum(), cross_entropy=loss)
 
 
-def alignment(lesson: Lesson, batch: Batch) -> Loss:
+def alignment(context: Context, batch: Batch) -> Loss:
     """Stage 1.1: mean squared error between the state at a token's end and the teacher's embedding of the token."""
-    h = lesson.model.encoder(batch.ids, batch.cu_seqlens)
+    h = context.model.encoder(batch.ids, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens))
     with torch.no_grad():
-        wanted = token_embeddings(lesson.teacher, batch)
+        wanted = token_embeddings(context.teacher, batch)
     return _loss(_count(batch.token_ids), mse=F.mse_loss(ends.float(), wanted.float()))
 
 
-def distillation(lesson: Lesson, batch: Batch) -> Loss:
+def distillation(context: Context, batch: Batch) -> Loss:
     """Stage 1.2: KL to the teacher's next-token distribution at each token end, and the alignment kept beside it."""
-    h = lesson.model.encoder(batch.ids, batch.cu_seqlens)
+    h = context.model.encoder(batch.ids, batch.cu_seqlens)
     routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, routing)
-    means = {"kl": _token_kl(lesson, batch, lesson.model.core(ends, routing.cu_chunks), lesson.recipe.direction)}
-    if lesson.recipe.alignment_weight:
+    means = {"kl": _token_kl(context, batch, context.model.core(ends, routing.cu_chunks), context.recipe.direction)}
+    if context.recipe.alignment_weight:
         with torch.no_grad():
-            wanted = token_embeddings(lesson.teacher, batch)
-        means["alignment"] = lesson.recipe.alignment_weight * F.mse_loss(ends.float(), wanted.float())
+            wanted = token_embeddings(context.teacher, batch)
+        means["alignment"] = context.recipe.alignment_weight * F.mse_loss(ends.float(), wanted.float())
     return _loss(_count(batch.token_ids), **means)
 
 
-def _token_kl(lesson: Lesson, batch: Batch, hidden: Tensor, direction: str) -> Tensor:
+def _token_kl(context: Context, batch: Batch, hidden: Tensor, direction: str) -> Tensor:
     with torch.no_grad():
-        target = teacher_hidden(lesson.teacher, batch)
-    head = lesson.teacher.get_output_embeddings().weight
-    student_head = lesson.model.token_head.weight
+        target = teacher_hidden(context.teacher, batch)
+    head = context.teacher.get_output_embeddings().weight
+    student_head = context.model.token_head.weight
     return bytekernels.linear_kl(hidden, student_head, target, head, direction=direction)
 
 
-def boundary(lesson: Lesson, batch: Batch) -> Loss:
+def boundary(context: Context, batch: Batch) -> Loss:
     """Stage 1.3: binary cross-entropy between the router's probability and the tokenizer's ends."""
     with torch.no_grad():
-        h = lesson.model.encoder(batch.ids, batch.cu_seqlens)
-    prob = lesson.model.router(h, batch.ids, batch.cu_seqlens).prob
-    return _loss(_count(batch.ids), boundary=_boundary_loss(lesson, batch, prob))
+        h = context.model.encoder(batch.ids, batch.cu_seqlens)
+    prob = context.model.router(h, batch.ids, batch.cu_seqlens).prob
+    return _loss(_count(batch.ids), boundary=_boundary_loss(context, batch, prob))
 
 
-def _boundary_loss(lesson: Lesson, batch: Batch, prob: Tensor) -> Tensor:
-    targets, free = boundary_targets(lesson, batch)
+def _boundary_loss(context: Context, batch: Batch, prob: Tensor) -> Tensor:
+    targets, free = boundary_targets(context, batch)
     with torch.autocast(prob.device.type, enabled=False):
         losses = F.binary_cross_entropy(prob.float().clamp(1e-6, 1 - 1e-6), targets.float(), reduction="none")
-    return (losses * free).sum() / free.sum().clamp(min=1)
+    weights = free * torch.where(targets, context.recipe.end_weight, 1.0)
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
 
 
-def next_byte(lesson: Lesson, batch: Batch) -> Loss:
+def next_byte(context: Context, batch: Batch) -> Loss:
     """Stage 2.1: cross-entropy of the next byte, jointly with whether one of the router's chunks ends on it."""
-    return _next_byte(lesson, batch, boundary_weight=0.0, distill_weight=0.0)
+    return _next_byte(context, batch, boundary_weight=0.0, distill_weight=0.0)
 
 
-def end_to_end(lesson: Lesson, batch: Batch) -> Loss:
+def end_to_end(context: Context, batch: Batch) -> Loss:
     """Stage 2.2: stage 2.1's cross-entropy, the router's loss, and as an option the distillation of stage 1.2."""
-    return _next_byte(lesson, batch, lesson.recipe.boundary_weight, lesson.recipe.distill_weight)
+    return _next_byte(context, batch, context.recipe.boundary_weight, context.recipe.distill_weight)
 
 
-def _next_byte(lesson: Lesson, batch: Batch, boundary_weight: float, distill_weight: float) -> Loss:
-    model = lesson.model
+def _next_byte(context: Context, batch: Batch, boundary_weight: float, distill_weight: float) -> Loss:
+    model = context.model
     output = model(batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
     means = {"cross_entropy": F.cross_entropy(output.logits.float(), targets, ignore_index=IGNORE)}
@@ -168,10 +163,10 @@ def _next_byte(lesson: Lesson, batch: Batch, boundary_weight: float, distill_wei
         logits = model.dechunk.weight_logits(output.h)
         means["dechunk"] = F.binary_cross_entropy_with_logits(logits, output.routing.boundary.float())
     if boundary_weight:
-        means["boundary"] = boundary_weight * _boundary_loss(lesson, batch, output.routing.prob)
+        means["boundary"] = boundary_weight * _boundary_loss(context, batch, output.routing.prob)
     if distill_weight:
         hidden = model.token_hidden(output.h, batch.token_end, batch.cu_seqlens)
-        means["kl"] = distill_weight * _token_kl(lesson, batch, hidden, "reverse")
+        means["kl"] = distill_weight * _token_kl(context, batch, hidden, "reverse")
     return _loss((targets != IGNORE).sum(), **means)
 
 
@@ -186,45 +181,45 @@ class Measure(NamedTuple):
     """A stage's metric: sums over a held-out batch, and what they come to.
 
     Attributes:
-        sums: of a lesson and a batch, a float64 vector that adds over batches and ranks.
+        sums: of a context and a batch, a float64 vector that adds over batches and ranks.
         finish: the metrics of the added vectors.
     """
 
-    sums: Callable[[Lesson, Batch], Tensor]
+    sums: Callable[[Context, Batch], Tensor]
     finish: Callable[[Sequence[float]], dict[str, float]]
 
 
 @torch.no_grad()
-def measure(kind: Measure, lesson: Lesson, batches: Sequence[Batch], ranks: Ranks) -> dict[str, float]:
+def measure(kind: Measure, context: Context, batches: Sequence[Batch], ranks: Ranks) -> dict[str, float]:
     """Read a metric over held-out batches, shared out over the ranks."""
-    mode = lesson.model.training
-    lesson.model.eval()
+    mode = context.model.training
+    context.model.eval()
     # A rank with nothing to read still has to know how many sums there are: every rank reads at least one batch.
     mine = [(batch, True) for batch in batches[ranks.rank :: ranks.size]] or [(batches[0], False)]
-    parts = [kind.sums(lesson, batch.to(ranks.device)) * counts for batch, counts in mine]
+    parts = [kind.sums(context, batch.to(ranks.device)) * counts for batch, counts in mine]
     total = ranks.sum_(torch.stack(parts).sum(0))
-    lesson.model.train(mode)
+    context.model.train(mode)
     return kind.finish(total.tolist())
 
 
-def _alignment_sums(lesson: Lesson, batch: Batch) -> Tensor:
-    h = lesson.model.encoder(batch.ids, batch.cu_seqlens)
+def _alignment_sums(context: Context, batch: Batch) -> Tensor:
+    h = context.model.encoder(batch.ids, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens)).double()
-    wanted = token_embeddings(lesson.teacher, batch).double()
+    wanted = token_embeddings(context.teacher, batch).double()
     squared = (ends - wanted).square().mean(-1).sum()
     cosine = F.cosine_similarity(ends, wanted, dim=-1).sum()
     return torch.stack([squared, cosine, squared.new_tensor(len(ends))])
 
 
-def _kl_sums(lesson: Lesson, batch: Batch) -> Tensor:
-    loss = distillation(lesson, batch)
+def _kl_sums(context: Context, batch: Batch) -> Tensor:
+    loss = distillation(context, batch)
     return torch.stack([loss.parts["kl"].double(), loss.count.double()])
 
 
-def _boundary_sums(lesson: Lesson, batch: Batch) -> Tensor:
-    h = lesson.model.encoder(batch.ids, batch.cu_seqlens)
-    found = lesson.model.router(h, batch.ids, batch.cu_seqlens).boundary
-    targets, free = boundary_targets(lesson, batch)
+def _boundary_sums(context: Context, batch: Batch) -> Tensor:
+    h = context.model.encoder(batch.ids, batch.cu_seqlens)
+    found = context.model.router(h, batch.ids, batch.cu_seqlens).boundary
+    targets, free = boundary_targets(context, batch)
     found, targets = found[free], targets[free]
     return torch.stack([(found & targets).sum(), found.sum(), targets.sum()]).double()
 
@@ -238,16 +233,19 @@ def _finish_boundary(sums: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _next_byte_sums(lesson: Lesson, batch: Batch) -> Tensor:
-    output = lesson.model(batch.ids, batch.cu_seqlens)
+def _next_byte_sums(context: Context, batch: Batch) -> Tensor:
+    output = context.model(batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
     losses = F.cross_entropy(output.logits.double(), targets, ignore_index=IGNORE, reduction="sum")
-    log_probs = path_log_probs(output.logits, batch.ids, batch.cu_seqlens, output.routing.boundary)
-    return torch.stack([losses, log_probs.sum(), (targets != IGNORE).sum().double()])
+    if context.model.config.dechunk == "lookahead":  # what leaks the next byte has no likelihood
+        log_prob = losses.new_tensor(math.nan)
+    else:
+        log_prob = path_log_probs(output.logits, batch.ids, batch.cu_seqlens, output.routing.boundary).sum()
+    return torch.stack([losses, log_prob, (targets != IGNORE).sum().double()])
 
 
-def _next_token_sums(lesson: Lesson, batch: Batch) -> Tensor:
-    loss = next_token(lesson, batch)
+def _next_token_sums(context: Context, batch: Batch) -> Tensor:
+    loss = next_token(context, batch)
     num_bytes = loss.count.new_tensor(batch.ids.shape[0] - (batch.cu_seqlens.shape[0] - 1))
     return torch.stack([loss.total.double(), loss.count.double(), num_bytes.double()])
 

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.errors import UserError
+
+PATIENCE = timedelta(hours=12)  # the ranks wait while rank 0 reads and aligns the text
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def start(device: str | None = None) -> Ranks:
     if kind.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(f"--device {kind}: no CUDA device is usable here; use --device cpu")
+        if size > 1 and kind != "cuda":
+            raise UserError(f"--device {kind}: torchrun gives each process its own device; use --device cuda")
         where = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
         torch.cuda.set_device(where)
     elif kind == "cpu":
@@ -83,7 +88,7 @@ def start(device: str | None = None) -> Ranks:
     else:
         raise UserError(f"--device {kind}: use cuda or cpu")
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     return Ranks(rank, size, where)
 
 

@@ -6,10 +6,14 @@ import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
+from models import ByteLMConfig
 from training.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,6 +43,12 @@ class TeacherRecipe:
     lr: float = 3e-3
     warmup: float = 0.05
     floor: float = 0.02
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The small Llama's own numbers."""
+        names = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,9 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW. Weight decay falls on matrices only."""
+    """AdamW (``adamw``), or Muon for the matrices beside it (``muon``). Weight decay falls on matrices only."""
 
+    kind: str = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1
@@ -104,9 +115,11 @@ class StageRecipe:
         bytes: training bytes; or
         seconds: training time (the schedule then follows the clock).
         lr_scale: factor on the rate of parameters whose name begins with a key.
+        global_batch_bytes: bytes in one optimizer step, where this stage wants others than the run.
         alignment_weight: of the embedding alignment beside stage 1.2's distillation.
         direction: of stage 1.2's KL: ``reverse`` is KL(student || teacher).
         boundary_weight: of the boundary loss beside stage 2.2's cross-entropy.
+        end_weight: of a token end against a byte that ends none, in the boundary loss.
         distill_weight: of a KL to the teacher's next-token distribution that stays in stage 2.2.
     """
 
@@ -117,9 +130,11 @@ class StageRecipe:
     bytes: int | None = None
     seconds: float | None = None
     lr_scale: dict[str, float] = field(default_factory=dict)
+    global_batch_bytes: int | None = None
     alignment_weight: float = 1.0
     direction: str = "reverse"
     boundary_weight: float = 1.0
+    end_weight: float = 1.0
     distill_weight: float = 0.0
 
 
@@ -148,14 +163,44 @@ class Recipe:
     control: StageRecipe | None = None
 
     def __post_init__(self) -> None:
+        where = f"recipe {self.name}"
         for name, stage in self.stage.items():
             if name not in STAGES:
-                raise UserError(f"recipe {self.name}: unknown stage {name!r}; the stages are {', '.join(STAGES)}")
-            _check_stage(f"recipe {self.name}: stage {name}", stage)
+                raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+            _check_stage(f"{where}: stage {name}", stage)
         if self.control:
-            _check_stage(f"recipe {self.name}: control", self.control, needs_length=False)
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise UserError(f"recipe {self.name}: precision must be auto, bf16 or fp32, got {self.precision!r}")
+            _check_stage(f"{where}: control", self.control, needs_length=False)
+        _check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
+        _check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
+        _check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
+        _check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
+        if self.teacher.hidden_size % self.teacher.num_attention_heads:
+            raise UserError(f"{where}: teacher: num_attention_heads must divide hidden_size {self.teacher.hidden_size}")
+        if self.teacher.num_attention_heads % self.teacher.num_key_value_heads:
+            raise UserError(f"{where}: teacher: num_key_value_heads must divide num_attention_heads")
+        _check_positive(f"{where}: optimizer", self.optimizer, "clip")
+        sizes = ("batch_bytes", "global_batch_bytes", "measure_bytes", "score_bytes", "limit_bytes")
+        _check_positive(f"{where}: data", self.data, *sizes)
+        if not 3 <= self.data.window <= self.data.batch_bytes:
+            raise UserError(
+                f"{where}: data: window must hold BOS, a byte and EOS and fit in batch_bytes {self.data.batch_bytes}, "
+                f"got {self.data.window}"
+            )
+        try:
+            ByteLMConfig(**dataclasses.asdict(self.model))
+        except StrictDataclassError as error:
+            reason = str(error.__cause__ or error).splitlines()[-1].strip()
+            raise UserError(f"{where}: model: {reason}") from None
+
+    def stage_recipe(self, name: str) -> "StageRecipe":
+        """The numbers of a stage.
+
+        Raises:
+            UserError: the recipe leaves it out.
+        """
+        if name not in self.stage:
+            raise UserError(f"recipe {self.name} has no stage {name}; it has {', '.join(self.stage)}")
+        return self.stage[name]
 
     def scaled(self, budget: float) -> "Recipe":
         """The same run with its training times scaled so that they sum to ``budget`` seconds.
@@ -179,17 +224,31 @@ class Recipe:
 def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
     if needs_length and (stage.bytes is None) == (stage.seconds is None):
         raise UserError(f"{where}: give bytes or seconds, one of them")
-    for name in ("bytes", "seconds", "lr"):
-        value = getattr(stage, name)
+    _check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight")
+    _check_share(where, stage, "warmup", "floor")
+    _check_one_of(where, stage, "decay", ("linear", "cosine"))
+    _check_one_of(where, stage, "direction", ("reverse", "forward"))
+
+
+def _check_positive(where: str, numbers: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(numbers, name)
         if value is not None and value <= 0:
             raise UserError(f"{where}: {name} must be positive, got {value}")
-    if stage.decay not in ("linear", "cosine"):
-        raise UserError(f"{where}: decay must be linear or cosine, got {stage.decay!r}")
-    if stage.direction not in ("reverse", "forward"):
-        raise UserError(f"{where}: direction must be reverse or forward, got {stage.direction!r}")
 
 
-def read_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Recipe:
+def _check_share(where: str, numbers: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(numbers, name) <= 1:
+            raise UserError(f"{where}: {name} is a share in [0, 1], got {getattr(numbers, name)}")
+
+
+def _check_one_of(where: str, numbers: Any, name: str, choices: Sequence[str]) -> None:
+    if getattr(numbers, name) not in choices:
+        raise UserError(f"{where}: {name} must be {' or '.join(choices)}, got {getattr(numbers, name)!r}")
+
+
+def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name (``quickstart``) or from a TOML file, and apply ``key=value`` overrides.
 
     An override is a line of TOML, such as ``data.window=1024`` or ``stage."2.2".lr=1e-4``; a bare word counts as a
@@ -205,13 +264,24 @@ def read_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Reci
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
         raise UserError(f"no recipe {name_or_path!r}: give a .toml file or one of {known}")
     try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path}: {error}") from None
     table.setdefault("name", path.stem)
     for override in overrides:
         _merge(table, _parse_override(override))
-    return _build(Recipe, table, f"recipe {table['name']}", "")
+    return recipe_from(table)
+
+
+def recipe_from(table: dict[str, Any]) -> Recipe:
+    """A recipe from nested tables; it must have a name.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or out of range.
+    """
+    recipe: Recipe = _build(Recipe, table, f"recipe {table['name']}", "")
+    stages = {name: recipe.stage[name] for name in STAGES if name in recipe.stage}
+    return dataclasses.replace(recipe, stage=stages)
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -221,7 +291,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     for candidate in (text, f"{key}={_quoted(value)}"):
         with contextlib.suppress(tomllib.TOMLDecodeError):
             return tomllib.loads(candidate)
-    raise UserError(f"--set {text!r}: {key!r} is not a key; give data.window=1024 or stage.\"2.2\".lr=1e-4")
+    raise UserError(f'--set {text!r}: {key!r} is not a key; give data.window=1024 or stage."2.2".lr=1e-4')
 
 
 def _quoted(text: str) -> str:
@@ -240,6 +310,8 @@ def _build(kind: Any, value: Any, where: str, at: str) -> Any:
     """A value of the annotated type, or a UserError that names the key."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
         inner = [option for option in typing.get_args(kind) if option is not type(None)]
         return _build(inner[0], value, where, at)
     if dataclasses.is_dataclass(kind):

@@ -43,8 +43,10 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"held-out text: {report['scored_bytes']:,} bytes, the same rows for all",
         f"  teacher   {report['teacher_bpb']:.4f} bits/byte",
-        f"  student   {report['student_bpb']:.4f} bits/byte (bound along the router's chunks)",
     ]
+    if report["student_bpb"] is None:
+        return "\n".join([*lines, "  student   none: its dechunk weight sees the next byte, so it has no likelihood"])
+    lines.append(f"  student   {report['student_bpb']:.4f} bits/byte (bound along the router's chunks)")
     if report["control_bpb"] is not None:
         lines.append(f"  control   {report['control_bpb']:.4f} bits/byte (fresh core, the same seconds)")
     lines.append(f"  retention {report['retention']:.4f}   boundary F1 {report['boundary_f1']:.4f}")

@@ -1,32 +1,31 @@
 """A run: a folder, a teacher, a corpus, and the stages in their order."""
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from models import ByteLM, ByteLMConfig, Score, score, token_score
 from models.byte_lm import core_settings
 from models.core import use_packed
 from training import loop
 from training.checkpoint import read_summary, write_folder
-from training.data import Batch, Batches, Corpus, held_out_batches, prepare
+from training.data import Batch, Batches, held_out_batches
 from training.errors import UserError
-from training.objectives import Lesson, measure, token_embeddings
+from training.objectives import Context, measure, token_embeddings
 from training.parallel import Ranks
-from training.recipe import STAGES as ORDER
-from training.recipe import Recipe, StageRecipe
+from training.recipe import ModelRecipe, Recipe, StageRecipe
+from training.sources import Sources, fingerprint
 from training.stages import CONTROL, STAGES, TEACHER, Stage
-from training.teacher import load_teacher, save_teacher, small_llama, train_tokenizer
-from training.text import Document, python_docs, read_documents
+from training.teacher import load_teacher, small_llama
 
 
 def fast_at_bf16(device: torch.device) -> bool:
@@ -42,35 +41,49 @@ class Run:
     Args:
         recipe: the run's numbers.
         folder: where its results go.
+        cache: where the teacher and the prepared text are kept between runs.
         ranks: this process among its peers.
-        log: make a TensorBoard log.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, ranks: Ranks, *, log: bool = True) -> None:
-        self.recipe, self.folder, self.ranks, self.log = recipe, folder, ranks, log
-        self.cache = folder.parent / "cache"
-        torch.manual_seed(recipe.seed)
-
-    # ------------------------------------------------------------------------------------------ teacher and text
+    def __init__(self, recipe: Recipe, folder: Path, cache: Path, ranks: Ranks) -> None:
+        self.recipe, self.folder, self.ranks = recipe, folder, ranks
+        self.sources = Sources(recipe, cache, ranks)
+        self.teacher_row: dict[str, Any] | None = None
 
     def prepare(self) -> None:
-        """Make or load the teacher and the corpus. Rank 0 makes, the others wait and load.
+        """Make or load the teacher and the corpus.
 
         Raises:
             UserError: whatever is wrong with the teacher or the text, in one line.
         """
-        teacher_folder = self._own_teacher_folder()
-        if self.recipe.teacher.path:
-            self.teacher, self.tokenizer = load_teacher(self.recipe.teacher.path)
-            self.corpus = self._corpus(self.tokenizer)
-        else:
-            self.tokenizer = self._own_tokenizer(teacher_folder)
-            self.corpus = self._corpus(self.tokenizer)
-            if not (teacher_folder / "config.json").is_file():
-                self._make_teacher(teacher_folder)
-            self.teacher, _ = load_teacher(teacher_folder)
+        with self.sources.lock():
+            if self.recipe.teacher.path:
+                self.teacher, tokenizer = load_teacher(self.recipe.teacher.path)
+                self.corpus = self.sources.corpus(tokenizer)
+            else:
+                self.corpus = self.sources.corpus(self.sources.own_tokenizer())
+                self.teacher = self._own_teacher()
         use_packed(self.teacher).to(self.ranks.device)
         self.teacher.requires_grad_(False)
+
+    def _own_teacher(self) -> PreTrainedModel:
+        data, recipe = self.recipe.data, self.recipe.teacher
+        batch = (data.window, data.batch_bytes, data.global_batch_bytes)
+        key = fingerprint(self.corpus.fingerprint, recipe, batch, self.recipe.optimizer, self.recipe.seed)
+        folder = self.sources.cache / f"teacher-{key}"
+        if read_summary(folder) is None:
+            tokenizer = self.sources.own_tokenizer()
+            torch.manual_seed(self.recipe.seed)
+            model = use_packed(small_llama(tokenizer, **recipe.sizes)).to(self.ranks.device)
+            schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
+
+            def save(to: Path) -> None:
+                model.save_pretrained(to)
+                tokenizer.save_pretrained(to)
+
+            self._train(TEACHER, Context(model, None, schedule), folder, save)
+        self.teacher_row = read_summary(folder)
+        return load_teacher(folder)[0]
 
     @cached_property
     def measure_batches(self) -> list[Batch]:
@@ -86,99 +99,53 @@ class Run:
         data = self.recipe.data
         return held_out_batches(self.corpus, window=data.window, batch_bytes=data.batch_bytes, limit_bytes=limit_bytes)
 
-    @property
-    def micro_batch(self) -> int:
-        """Bytes of one forward pass on one rank."""
-        data = self.recipe.data
-        return max(data.window, min(data.batch_bytes, data.global_batch_bytes // self.ranks.size))
-
-    @property
-    def accumulation(self) -> int:
-        """Forward passes in one optimizer step on one rank."""
-        return max(1, round(self.recipe.data.global_batch_bytes / (self.micro_batch * self.ranks.size)))
-
-    def _own_teacher_folder(self) -> Path:
-        key = _fingerprint(self.recipe.teacher, self.recipe.data, self.recipe.optimizer, self.recipe.seed)
-        return self.cache / f"teacher-{key}"
-
-    def _documents(self) -> Iterable[Document]:
-        return read_documents(self.recipe.data.paths) if self.recipe.data.paths else self._python_docs
-
-    @cached_property
-    def _python_docs(self) -> list[Document]:
-        limit = self.recipe.data.limit_bytes
-        return list(python_docs() if limit is None else python_docs(limit_bytes=limit))
-
-    def _own_tokenizer(self, teacher_folder: Path) -> PreTrainedTokenizerFast:
-        folder = teacher_folder.with_name(teacher_folder.name.replace("teacher", "tokenizer"))
-        if self.ranks.is_main and read_summary(folder) is None:
-            self._say("training the teacher's tokenizer")
-            tokenizer = train_tokenizer(self._documents(), self.recipe.teacher.vocab_size)
-            write_folder(folder, lambda to: tokenizer.save_pretrained(to), {})
-        self.ranks.barrier()
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-
-    def _corpus(self, tokenizer: PreTrainedTokenizerFast) -> Corpus:
-        sources = [(path, _stamp(path)) for path in self.recipe.data.paths]
-        text = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-        folder = self.cache / f"corpus-{_fingerprint(sources, self.recipe.data.limit_bytes, text)}"
-        with contextlib.suppress(UserError):
-            return Corpus.open(folder)
-        if self.ranks.is_main:
-            self._say("reading and aligning the text")
-            prepare(self._documents(), tokenizer, folder, limit_bytes=self.recipe.data.limit_bytes)
-        self.ranks.barrier()
-        return Corpus.open(folder)
-
-    def _make_teacher(self, folder: Path) -> None:
-        recipe = self.recipe.teacher
-        sizes = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name in _LLAMA_SIZES}
-        model = use_packed(small_llama(self.tokenizer, **sizes)).to(self.ranks.device)
-        schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
-        checkpoint = folder.with_name(f"{folder.name}.checkpoint")
-        self._train(TEACHER, Lesson(model, None, schedule), checkpoint, log_name=None)
-        if self.ranks.is_main:
-            save_teacher(model, self.tokenizer, folder)
-        self.ranks.barrier()
-
     # ----------------------------------------------------------------------------------------------------- stages
 
     def stage_folder(self, name: str) -> Path:
         return self.folder / "stages" / name
 
-    def fresh_student(self) -> ByteLM:
-        """The student before its first stage: the teacher's core and head, new byte-level parts."""
-        torch.manual_seed(self.recipe.seed)
-        return ByteLM.from_teacher(self.teacher, self._student_config())
+    def check(self, names: Sequence[str], start: Path | None, control: bool) -> None:
+        """Find out before any work whether these stages can be run.
+
+        Raises:
+            UserError: there is nothing to start from, or no control to train.
+        """
+        for name in names:
+            self.recipe.stage_recipe(name)
+        first = names[0]
+        if start is not None:
+            _check_model_folder(start)
+        elif (before := self._before(first)) and read_summary(self.stage_folder(before)) is None:
+            raise UserError(
+                f"stage {first} starts from stage {before}, which has no result in {self.stage_folder(before)}: "
+                f"run --stage {before} first, or give --from MODEL"
+            )
+        if control:
+            self._control_recipe()
+
+    def _before(self, name: str) -> str | None:
+        names = list(self.recipe.stage)
+        return names[names.index(name) - 1] if names.index(name) else None
+
+    def student_before(self, name: str, start: Path | None = None) -> ByteLM:
+        """The model that a stage starts from: ``start``, else the result of the stage before, else a fresh student.
+
+        Raises:
+            UserError: it has other sizes than the recipe or the teacher.
+        """
+        before = self._before(name)
+        if start is None and before is None:
+            torch.manual_seed(self.recipe.seed)
+            return ByteLM.from_teacher(self.teacher, self._student_config())
+        return load_student(start or self.stage_folder(str(before)), self._student_config())
 
     def _student_config(self) -> ByteLMConfig:
         return ByteLMConfig(core=core_settings(self.teacher), **dataclasses.asdict(self.recipe.model))
 
-    def student_before(self, name: str, start: Path | None = None) -> ByteLM:
-        """The model that a stage starts from: ``start``, else the result of the stage before.
-
-        Raises:
-            UserError: there is none.
-        """
-        before = ORDER.index(name) - 1
-        if start is None and before < 0:
-            return self.fresh_student()
-        folder = start or self.stage_folder(ORDER[before])
-        if start is None and read_summary(folder) is None:
-            raise UserError(
-                f"stage {name} starts from stage {ORDER[before]}, which has no result in {folder}: "
-                f"run --stage {ORDER[before]} first, or give --from MODEL"
-            )
-        return load_student(folder)
-
     def run_stage(self, name: str, model: ByteLM) -> dict[str, Any]:
         """Train one stage and keep its model; returns its row of the report."""
-        lesson = Lesson(model.to(self.ranks.device), self.teacher, self.recipe.stage[name])
-        row = self._train(STAGES[name], lesson, self.folder / "checkpoints" / name)
-        if self.ranks.is_main:
-            write_folder(self.stage_folder(name), model.save_pretrained, row)
-        self.ranks.barrier()
-        return row
+        context = Context(model.to(self.ranks.device), self.teacher, self.recipe.stage[name])
+        return self._train(STAGES[name], context, self.stage_folder(name), model.save_pretrained)
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -186,55 +153,46 @@ class Run:
         Raises:
             UserError: the recipe has no control, or stages that are not measured in seconds.
         """
-        if self.recipe.control is None:
-            raise UserError(f"recipe {self.recipe.name} has no [control]")
-        seconds = [stage.seconds for stage in self.recipe.stage.values()]
-        if None in seconds:
-            raise UserError("the control trains for the stages' seconds, but a stage is measured in bytes")
-        folder = self.stage_folder("control")
+        recipe, folder = self._control_recipe(), self.stage_folder("control")
         if (row := read_summary(folder)) is not None:
-            return load_student(folder).to(self.ranks.device).eval(), row
+            return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
         torch.manual_seed(self.recipe.seed + 1)
         model = ByteLM(self._student_config()).to(self.ranks.device)
-        recipe = dataclasses.replace(self.recipe.control, seconds=sum(s for s in seconds if s), bytes=None)
-        row = self._train(CONTROL, Lesson(model, self.teacher, recipe), self.folder / "checkpoints" / "control")
-        if self.ranks.is_main:
-            write_folder(folder, model.save_pretrained, row)
-        self.ranks.barrier()
+        row = self._train(CONTROL, Context(model, self.teacher, recipe), folder, model.save_pretrained)
         return model, row
 
-    def _train(self, stage: Stage, lesson: Lesson, checkpoint: Path, log_name: str | None = "tensorboard") -> dict[str, Any]:
-        named = stage.freeze_others(lesson.model)
-        self.ranks.broadcast_parameters(lesson.model)
-        with self.precision():
-            before = self._measure(stage, lesson)
-        data = self.recipe.data
-        batches = Batches(
-            self.corpus,
-            window=data.window,
-            batch_bytes=self.micro_batch,
-            seed=int(_fingerprint(self.recipe.seed, stage.name), 16) % 2**31,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-        )
+    def _control_recipe(self) -> StageRecipe:
+        if self.recipe.control is None:
+            raise UserError(f"recipe {self.recipe.name} has no [control], which --control trains")
+        seconds = [stage.seconds for stage in self.recipe.stage.values()]
+        if None in seconds:
+            raise UserError("--control trains for the stages' seconds, but the recipe measures a stage in bytes")
+        return dataclasses.replace(self.recipe.control, seconds=sum(s for s in seconds if s), bytes=None)
+
+    def _train(self, stage: Stage, context: Context, folder: Path, save: Callable[[Path], Any]) -> dict[str, Any]:
+        """Train, measure before and after, and write the result; its row is the folder's summary."""
+        named = stage.freeze_others(context.model)
+        self.ranks.broadcast_parameters(context.model)
+        before = self._measure(stage, context)
+        checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+        global_batch_bytes = context.recipe.global_batch_bytes or self.recipe.data.global_batch_bytes
+        batches, accumulation = self._batches(stage, global_batch_bytes)
         progress = loop.train(
-            lesson.model,
+            context.model,
             named,
-            partial(stage.objective, lesson),
+            partial(stage.objective, context),
             batches,
-            stage=lesson.recipe,
+            stage=context.recipe,
             optimizer=self.recipe.optimizer,
-            accumulation=self.accumulation,
+            accumulation=accumulation,
             ranks=self.ranks,
             precision=self.precision(),
             checkpoint=checkpoint,
             checkpoint_seconds=self.recipe.checkpoint_seconds,
-            log=self._writer(stage) if log_name else None,
+            log=partial(self._writer, stage) if self.ranks.is_main else None,
             title=f"{stage.name:>7} {stage.title}",
         )
-        with self.precision():
-            after = self._measure(stage, lesson)
-        return {
+        row = {
             "stage": stage.name,
             "title": stage.title,
             "trained": sum(parameter.numel() for _, parameter in named),
@@ -242,14 +200,34 @@ class Run:
             "bytes": progress.bytes,
             "seconds": round(progress.seconds, 1),
             "before": before,
-            "after": after,
+            "after": self._measure(stage, context),
         }
+        if self.ranks.is_main:
+            write_folder(folder, save, row)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        self.ranks.barrier()
+        return row
 
-    def _measure(self, stage: Stage, lesson: Lesson) -> dict[str, float]:
+    def _batches(self, stage: Stage, global_batch_bytes: int) -> tuple[Batches, int]:
+        """Batches of one rank, and how many of them make an optimizer step."""
+        data, size = self.recipe.data, self.ranks.size
+        batch_bytes = max(data.window, min(data.batch_bytes, global_batch_bytes // size))
+        batches = Batches(
+            self.corpus,
+            window=data.window,
+            batch_bytes=batch_bytes,
+            seed=int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31,
+            rank=self.ranks.rank,
+            world_size=size,
+        )
+        return batches, max(1, round(global_batch_bytes / (batch_bytes * size)))
+
+    def _measure(self, stage: Stage, context: Context) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        for kind in stage.measures:
-            metrics |= measure(kind, lesson, self.measure_batches, self.ranks)
-        return metrics
+        with self.precision():
+            for kind in stage.measures:
+                metrics |= measure(kind, context, self.measure_batches, self.ranks)
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def precision(self) -> AbstractContextManager:
         """Autocast to bf16, or nothing, as the recipe has it."""
@@ -257,129 +235,135 @@ class Run:
         use = wanted == "bf16" or (wanted == "auto" and fast_at_bf16(self.ranks.device))
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=use)
 
-    def _writer(self, stage: Stage) -> loop.Log | None:
-        if not (self.ranks.is_main and self.log):
-            return None
+    def _writer(self, stage: Stage, step: int) -> loop.Log:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(self.folder / "tensorboard" / stage.name)
-
-    def _say(self, text: str) -> None:
-        if self.ranks.is_main:
-            print(text, flush=True)
+        return SummaryWriter(self.folder / "tensorboard" / stage.name, purge_step=step)
 
     # ------------------------------------------------------------------------------------------------------ scores
 
     def teacher_score(self) -> Score:
         """The teacher's log-likelihood of the held-out rows, along its own tokenization."""
+        head = self.teacher.get_output_embeddings().weight
 
         def of_batch(batch: Batch) -> Score:
             num_bytes = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long() - 1
             embeddings = token_embeddings(self.teacher, batch)
-            head = self.teacher.get_output_embeddings().weight
-            return token_score(
-                self.teacher.base_model, head, embeddings, batch.token_ids, batch.token_cu, num_bytes
-            )
+            return token_score(self.teacher.base_model, head, embeddings, batch.token_ids, batch.token_cu, num_bytes)
 
         return self._score(of_batch)
 
-    def student_score(self, model: ByteLM) -> Score:
-        """The byte-level model's log-likelihood (its honest bound) of the same rows."""
+    def student_score(self, model: ByteLM) -> Score | None:
+        """The byte-level model's log-likelihood (its honest bound) of the same rows; None where it has none."""
+        if model.config.dechunk == "lookahead":
+            return None
         return self._score(lambda batch: score(model, batch.ids, batch.cu_seqlens))
 
-    def _score(self, of_batch: Any) -> Score:
-        scores = []
-        for batch in self.score_batches:
-            scores.append(of_batch(batch.to(self.ranks.device)))
+    def _score(self, of_batch: Callable[[Batch], Score]) -> Score:
+        with self.precision():
+            scores = [of_batch(batch.to(self.ranks.device)) for batch in self.score_batches]
         return Score(*(torch.cat(parts).cpu() for parts in zip(*scores, strict=True)))
 
-    def boundary_f1(self, model: ByteLM) -> float:
-        lesson = Lesson(model, self.teacher, self.recipe.stage[ORDER[-1]])
-        (kind,) = STAGES["1.3"].measures
-        return measure(kind, lesson, self.measure_batches, self.ranks)["f1"]
 
-
-_LLAMA_SIZES = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-}
-
-
-def load_student(folder: Path) -> ByteLM:
+def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     """A byte-level model from a folder.
 
+    Args:
+        folder: written by a stage.
+        config: the sizes it must have. Another dechunk weight is no obstacle: the dechunk is then made anew.
+
     Raises:
-        UserError: no such folder, or it holds no byte-level model.
+        UserError: no such folder, no byte-level model in it, or other sizes.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no byte-level model in {folder}: give a folder that a stage has written")
+    _check_model_folder(folder)
     try:
-        return ByteLM.from_pretrained(folder, local_files_only=True)
+        model = ByteLM.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load {folder}: {str(error).splitlines()[0]}") from error
+    if config is None:
+        return model
+    for name, found, wanted in _sizes(model.config, config):
+        if found != wanted:
+            raise UserError(f"{folder} has {name} {found!r}, but the recipe and its teacher ask for {wanted!r}")
+    if model.config.dechunk == config.dechunk:
+        return model
+    other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), "dechunk": config.dechunk}))
+    other.load_state_dict({**other.state_dict(), **_without(model.state_dict(), "dechunk.")})
+    return other
 
 
-def start_folder(recipe: Recipe, folder: Path, names: list[str], *, resume: bool, overwrite: bool) -> None:
-    """Claim a run's folder for some stages.
+def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for the dechunk's."""
+    for field in dataclasses.fields(ModelRecipe):
+        if field.name != "dechunk":
+            yield field.name, getattr(found, field.name), getattr(wanted, field.name)
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)
+
+
+def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def _check_model_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no byte-level model in {folder}: give a folder that a stage has written")
+
+
+# ----------------------------------------------------------------------------------------------------- a run's folder
+
+
+def claim_folder(
+    recipe: Recipe, folder: Path, names: Sequence[str], *, resume: bool, overwrite: bool, start: Path | None
+) -> None:
+    """Make a folder this run's own: check what stands there, and remove what ``overwrite`` gives up.
+
+    Overwriting a stage removes what was made from it too: the stages after it, the control, the report and the model.
 
     Raises:
-        UserError: it holds results of these stages and neither ``resume`` nor ``overwrite`` is asked for, or results
-            of another recipe.
+        UserError: it holds results of these stages and neither ``resume`` nor ``overwrite`` is asked for, results of
+            another recipe, or the very model that the stage is to start from.
     """
-    mark = folder / "recipe.json"
-    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if mark.is_file() and not overwrite:
-        found = json.loads(mark.read_text())
-        if found != wanted:
-            raise UserError(
-                f"{folder} was made with other numbers ({_first_difference(found, wanted)}): "
-                "give another --out, or --overwrite to start anew"
-            )
-    taken = [name for name in names if _exists(folder, name)]
-    if taken and not (resume or overwrite):
+    stages = list(recipe.stage)
+    doomed = [*stages[stages.index(names[0]) :], "control"] if overwrite else []
+    kept = [name for name in (*stages, "control") if name not in doomed and _pieces(folder, name)]
+    mark, wanted = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if kept and mark.is_file() and (found := json.loads(mark.read_text())) != wanted:
+        raise UserError(
+            f"stage {kept[0]} in {folder} was made with other numbers ({first_difference(found, wanted)}): repeat "
+            "the flags it was started with, give another --out, or start all stages anew with --overwrite"
+        )
+    taken = [name for name in names if name in kept]
+    if taken and not resume:
         raise UserError(
             f"{folder} already holds stage {taken[0]}: --resume to go on, --overwrite to start anew, or another --out"
         )
+    pieces = [piece for name in doomed for piece in _pieces(folder, name)]
+    if start is not None and any(start.resolve() == piece.resolve() for piece in pieces):
+        raise UserError(f"--overwrite would remove {start}, which --from starts from: copy it elsewhere first")
+    for piece in pieces:
+        shutil.rmtree(piece)
     if overwrite:
-        for name in names:
-            _remove(folder, name)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        for name in ("report.json", "curves.png"):
+            (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(wanted, indent=1))
+    partial_mark = mark.with_name(".recipe.json.partial")
+    partial_mark.write_text(json.dumps(wanted, indent=1))
+    partial_mark.replace(mark)
 
 
-def _exists(folder: Path, name: str) -> bool:
-    return any((folder / kind / name).exists() for kind in ("stages", "checkpoints"))
+def _pieces(folder: Path, name: str) -> list[Path]:
+    """All that a stage has left: its result, its checkpoint, halves of either, its log."""
+    stages = folder / "stages"
+    names = [form for whole in (name, f"{name}.checkpoint") for form in (whole, f".{whole}.partial", f".{whole}.old")]
+    return [path for path in (*(stages / n for n in names), folder / "tensorboard" / name) if path.exists()]
 
 
-def _remove(folder: Path, name: str) -> None:
-    import shutil
-
-    for kind in ("stages", "checkpoints"):
-        shutil.rmtree(folder / kind / name, ignore_errors=True)
-    shutil.rmtree(folder / "tensorboard" / name, ignore_errors=True)
-
-
-def _first_difference(found: Any, wanted: Any, at: str = "") -> str:
+def first_difference(found: Any, wanted: Any, at: str = "") -> str:
+    """Where two nested settings differ first, in words."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
             if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{at}.{key}")
+                return first_difference(found.get(key), wanted.get(key), f"{at}.{key}")
     return f"{at.lstrip('.')}: {found!r} then, {wanted!r} now"
-
-
-def _fingerprint(*values: Any) -> str:
-    text = json.dumps([dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for v in values], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _stamp(pattern: str) -> list[tuple[str, int, int]]:
-    import glob
-
-    stamps = []
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        stat = Path(path).stat()
-        stamps.append((path, stat.st_size, stat.st_mtime_ns))
-    return stamps

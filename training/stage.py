@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -12,13 +13,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works without an install
 
 import torch
+import transformers
 
-from models import ByteLM, Generation, generate
+from models import ByteLM, generate
 from training import parallel, report
-from training.checkpoint import read_summary
+from training.checkpoint import read_summary, write_folder
 from training.errors import UserError
-from training.recipe import STAGES, Recipe, parse_duration, read_recipe
-from training.run import Run, load_student, start_folder
+from training.recipe import STAGES, Recipe, parse_duration, read_recipe, recipe_from
+from training.run import Run, claim_folder, load_student
 
 PROMPTS = ("Return the ", "The function ", "If the argument is ")
 
@@ -34,13 +36,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="start the stage from this model")
     parser.add_argument("--budget", metavar="TIME", help="scale all training times to this sum, such as 3m")
     parser.add_argument("--control", action="store_true", help="also train the control (a fresh core)")
-    parser.add_argument("--resume", action="store_true", help="keep finished stages, go on from the last checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="make the stages anew")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="keep finished stages, go on from the last checkpoint")
+    again.add_argument("--overwrite", action="store_true", help="make the stages anew, and those after them")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="kept between runs")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     return parser.parse_args(arguments)
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
+def recipe_of(options: argparse.Namespace, folder: Path | None) -> Recipe:
+    """The recipe that the flags ask for; a resumed run without any takes up the one that it was started with."""
+    plain = not (options.set or options.teacher or options.data or options.budget)
+    kept = (folder or Path("runs") / options.recipe) / "recipe.json"
+    if options.resume and plain and kept.is_file():
+        return recipe_from(json.loads(kept.read_text()))
     recipe = read_recipe(options.recipe, options.set)
     if options.teacher:
         recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, path=options.teacher))
@@ -53,74 +62,76 @@ def run_stages(run: Run, names: Sequence[str], start: Path | None) -> tuple[Byte
     """Run stages in order, each from the result of the one before; finished ones are kept."""
     model, rows = None, []
     for name in names:
-        done = read_summary(run.stage_folder(name))
-        if done is not None:
+        row = read_summary(run.stage_folder(name))
+        if row is not None:
             model = None
-            rows.append(done)
-            continue
-        if model is None:
-            model = run.student_before(name, start if name == names[0] else None)
-        rows.append(run.run_stage(name, model))
+        else:
+            if model is None:
+                model = run.student_before(name, start if name == names[0] else None)
+            row = run.run_stage(name, model)
+        rows.append(row)
     if model is None:
         model = load_student(run.stage_folder(names[-1]))
     return model.to(run.ranks.device).eval(), rows
 
 
-def samples(run: Run, model: ByteLM) -> list[Generation]:
-    return [generate(model, prompt, max_new_bytes=80) for prompt in PROMPTS]
-
-
-def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool, began: float) -> dict[str, Any]:
-    """Scores, samples and files of a finished curriculum, printed on rank 0."""
-    with run.precision():
-        teacher, student = run.teacher_score(), run.student_score(model)
-        f1 = run.boundary_f1(model)
-    control_bpb = None
+def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool, began: float) -> None:
+    """Scores, continuations and files of a finished curriculum, printed by rank 0."""
+    control_model = None
     if control:
         control_model, row = run.run_control()
         rows = [*rows, row]
-        with run.precision():
-            control_bpb = run.student_score(control_model).bits_per_byte()
-    result = {
-        "teacher_bpb": teacher.bits_per_byte(),
-        "student_bpb": student.bits_per_byte(),
-        "control_bpb": control_bpb,
-        "retention": teacher.bits_per_byte() / student.bits_per_byte(),
-        "boundary_f1": f1,
-        "scored_bytes": int(teacher.bytes.sum()),
-        "stages": rows,
-        "seconds": round(time.monotonic() - began, 1),
-        "versions": report.versions(),
-    }
     if run.ranks.is_main:
-        generations = samples(run, model)
-        result["continuations"] = [generation.with_boundaries() for generation in generations]
-        print("\n".join(["", report.stage_table(rows), "", report.summary(result), report.continuations(generations)]))
+        teacher, student = run.teacher_score(), run.student_score(model)
+        teacher_bpb = teacher.bits_per_byte()
+        student_bpb = student.bits_per_byte() if student else None
+        control_score = run.student_score(control_model) if control_model else None
+        written = [] if student is None else [generate(model, prompt, max_new_bytes=80) for prompt in PROMPTS]
+        result = {
+            "teacher_bpb": teacher_bpb,
+            "student_bpb": student_bpb,
+            "control_bpb": control_score.bits_per_byte() if control_score else None,
+            "retention": teacher_bpb / student_bpb if student_bpb else None,
+            "boundary_f1": next((r["after"]["f1"] for r in reversed(rows) if r["stage"] in ("2.2", "1.3")), None),
+            "scored_bytes": int(teacher.bytes.sum()),
+            "teacher": run.teacher_row,
+            "stages": rows,
+            "continuations": [generation.with_boundaries() for generation in written],
+            "seconds": round(time.monotonic() - began, 1),
+            "versions": report.versions(),
+        }
+        model.drop_token_head()
+        write_folder(run.folder / "model", model.save_pretrained, {})
         report.write(run.folder, result)
-        model.save_pretrained(run.folder / "model")
+        table = report.stage_table([run.teacher_row, *rows] if run.teacher_row else rows)
+        print("\n".join(["", table, "", report.summary(result), report.continuations(written)]))
         print(f"\nmodel, report.json and curves.png are in {run.folder}")
-    return result
+    run.ranks.barrier()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     options = parse(arguments)
+    transformers.utils.logging.disable_progress_bar()  # ours is the one to look at
     try:
-        recipe = recipe_of(options)
+        recipe = recipe_of(options, options.out)
+        if options.control and options.stage != "all":
+            raise UserError("--control compares with the whole curriculum: give --stage all")
+        names = list(recipe.stage) if options.stage == "all" else [options.stage]
         ranks = parallel.start(options.device)
-        folder = options.out or Path("runs") / recipe.name
-        names = list(STAGES) if options.stage == "all" else [options.stage]
+        run = Run(recipe, options.out or Path("runs") / recipe.name, options.cache, ranks)
+        run.check(names, options.start, options.control)
         if ranks.is_main:
-            start_folder(recipe, folder, names, resume=options.resume, overwrite=options.overwrite)
+            modes = {"resume": options.resume, "overwrite": options.overwrite}
+            claim_folder(recipe, run.folder, names, **modes, start=options.start)
         ranks.barrier()
-        run = Run(recipe, folder, ranks)
         run.prepare()
         model, rows = run_stages(run, names, options.start)
         if options.stage == "all":
             report_on(run, model, rows, options.control, began)
         elif ranks.is_main:
             print(report.stage_table(rows))
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"stage.py: {error}", file=sys.stderr, flush=True)
         # Peers may be waiting in a collective: without this they would wait for its time-out.
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:

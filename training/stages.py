@@ -18,7 +18,6 @@ class Stage:
         trains: prefixes of the parameters that learn; all others are frozen.
         objective: what is minimised.
         measures: what is read on held-out text before and after.
-        needs_teacher: the teacher stands beside the student while it trains.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Stage:
     trains: tuple[str, ...]
     objective: Objective
     measures: tuple[Measure, ...]
-    needs_teacher: bool = False
 
     def freeze_others(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """Let only this stage's parameters learn; returns them by name."""
@@ -45,14 +43,13 @@ TEACHER = Stage("teacher", "the teacher", ("",), objectives.next_token, (objecti
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("1.1", "embedding alignment", ("encoder.",), objectives.alignment, (objectives.ALIGNMENT,), True),
+        Stage("1.1", "embedding alignment", ("encoder.",), objectives.alignment, (objectives.ALIGNMENT,)),
         Stage(
             "1.2",
             "joint distillation",
             ("encoder.", "core.", "token_head."),
             objectives.distillation,
             (objectives.KL, objectives.ALIGNMENT),
-            True,
         ),
         Stage("1.3", "boundary learning", ("router.",), objectives.boundary, (objectives.BOUNDARY,)),
         Stage("2.1", "head adaptation", ("dechunk.", "decoder."), objectives.next_byte, (objectives.NEXT_BYTE,)),
@@ -62,7 +59,6 @@ STAGES = {
             ("encoder.", "router.", "core.", "dechunk.", "decoder."),
             objectives.end_to_end,
             (objectives.NEXT_BYTE, objectives.BOUNDARY),
-            True,
         ),
     )
 }

@@ -1,6 +1,5 @@
 """The token-trained teacher: one made on the spot, or one from a local folder or GGUF file."""
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from inspect import signature
 from pathlib import Path
@@ -155,19 +154,3 @@ def _load(factory: Any, what: str, path: Path, folder: Path, options: dict[str, 
     except Exception as error:  # each reader below transformers has exceptions of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load the {what} at {path}: {lines[0]}") from error
-
-
-def save_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Saves model and tokenizer as a Hugging Face folder that is either complete or not there.
-
-    A folder that is there already is replaced.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-        new, old = Path(unfinished, "new"), Path(unfinished, "old")
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)

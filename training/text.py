@@ -101,7 +101,7 @@ def read_documents(data: Sequence[str], skipped: Skipped | None = None) -> Itera
     """
     if isinstance(data, str):
         raise TypeError("read_documents takes a list of paths, got one string: wrap it in a list")
-    files = [found for pattern in data for found in _resolve(pattern)]
+    files = [found for pattern in data for found in resolve(pattern)]
     return _read_files(files, data, Skipped() if skipped is None else skipped)
 
 
@@ -120,7 +120,7 @@ def _read_files(files: list[tuple[Path, str]], data: Sequence[str], skipped: Ski
         )
 
 
-def _resolve(pattern: str) -> list[tuple[Path, str]]:
+def resolve(pattern: str) -> list[tuple[Path, str]]:
     """(path, name relative to the pattern's fixed part) of each file that a path or glob names."""
     expanded = os.path.expanduser(pattern)
     if os.path.isfile(expanded):

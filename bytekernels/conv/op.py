@@ -1,6 +1,6 @@
 """The causal convolution as torch.library ops."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -80,6 +80,32 @@ def causal_conv1d_step_op(x: Tensor, conv_state: Tensor, weight: Tensor, bias: T
 @causal_conv1d_step_op.register_fake
 def _(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    *,
+    activation: str | None = ...,
+    initial_states: Tensor | None = ...,
+    return_final_states: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    *,
+    activation: str | None = ...,
+    initial_states: Tensor | None = ...,
+    return_final_states: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def causal_conv1d(

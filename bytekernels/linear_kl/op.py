@@ -83,8 +83,8 @@ def linear_kl(
     is on and one of the two requires it, and kept in their inputs' dtypes until the backward pass scales them.
 
     Args:
-        student_h: [n, d], a floating dtype. The matrix products are in it: the weight is cast to it, with autocast on
-            or off. Softmax and sums are in float32, or float64 for float64.
+        student_h: [n, d], a floating dtype. The matrix products are in it, or in autocast's dtype where autocast is on;
+            the weight is cast to it. Softmax and sums are in float32, or float64 for float64.
         student_W: [V, d], in any floating dtype: fp32 master weights beside bf16 rows, say.
         teacher_h: [n, e], in its own dtype, likewise.
         teacher_W: [V, e].
@@ -117,6 +117,10 @@ def linear_kl(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
+    device = student_h.device.type
+    if torch.is_autocast_enabled(device) and student_h.dtype != torch.float64:
+        narrow = torch.get_autocast_dtype(device)
+        student_h, teacher_h = student_h.to(narrow), teacher_h.to(narrow)
     with_gradients = torch.is_grad_enabled() and (student_h.requires_grad or student_W.requires_grad)
     loss, _, _ = linear_kl_op(
         student_h,

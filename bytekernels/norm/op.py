@@ -1,29 +1,67 @@
 """The norms as torch.library ops."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bytekernels import dispatch
-from bytekernels.norm import reference
 
-_rms_norm = dispatch.Dispatch("rms_norm", reference=dispatch.reference("norm"))
-_add_rms_norm = dispatch.Dispatch("add_rms_norm", reference=dispatch.reference("norm"))
-_gated_rms_norm = dispatch.Dispatch("gated_rms_norm", reference=dispatch.reference("norm"))
+
+def _why_not_native(*args: Any) -> str | None:
+    """Why the extension can't serve these arguments of a norm or of its backward, or None."""
+    *activations, _ = (value for value in args if isinstance(value, Tensor))  # the last is the weight
+    dtypes = [value.dtype for value in activations]
+    if any(dtype not in (torch.float32, torch.bfloat16) for dtype in dtypes):
+        return f"inputs must be float32 or bfloat16, got {', '.join(map(str, dtypes))}"
+    if 0 in activations[0].shape[-1:]:
+        return "rows must not be empty"
+    return dispatch.extension_refusal()
+
+
+def _why_not_native_sum(*args: Any) -> str | None:
+    """:func:`_why_not_native` for a norm of ``x + residual``: the residual is not narrower than x."""
+    x, residual = args[-4:-2]
+    if x.dtype == torch.float32 and residual.dtype != torch.float32:
+        return f"a float32 x needs a float32 residual, got {residual.dtype}"
+    return _why_not_native(*args)
+
+
+def _why_not_native_gate(*args: Any) -> str | None:
+    """:func:`_why_not_native` for a gated norm: y and z have one dtype."""
+    y, z = args[-5:-3]
+    if y.dtype != z.dtype:
+        return f"y and z must have one dtype, got {y.dtype} and {z.dtype}"
+    return _why_not_native(*args)
+
+
+def _dispatch(op: str, why_not: Callable[..., str | None]) -> dispatch.Dispatch:
+    native = dispatch.Implementation("bytekernels.norm.native", devices=("cpu",), why_not=why_not)
+    return dispatch.Dispatch(op, native=native, reference=dispatch.reference("norm"))
+
+
+_rms_norm = _dispatch("rms_norm", _why_not_native)
+_rms_norm_backward = _dispatch("rms_norm_backward", _why_not_native)
+_add_rms_norm = _dispatch("add_rms_norm", _why_not_native_sum)
+_add_rms_norm_backward = _dispatch("add_rms_norm_backward", _why_not_native_sum)
+_gated_rms_norm = _dispatch("gated_rms_norm", _why_not_native_gate)
+_gated_rms_norm_backward = _dispatch("gated_rms_norm_backward", _why_not_native_gate)
 
 
 @torch.library.custom_op("bytekernels::rms_norm", mutates_args=())
 def rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _rms_norm(x, weight, eps)
+    return _rms_norm(x, weight, eps).contiguous()
 
 
 @rms_norm_op.register_fake
 def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("bytekernels::rms_norm_backward", mutates_args=())
 def rms_norm_backward_op(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> list[Tensor]:
-    return dispatch.vjp(reference.rms_norm, (x, weight, eps), (dy,))
+    return _rms_norm_backward(dy, x, weight, eps)
 
 
 @rms_norm_backward_op.register_fake
@@ -33,43 +71,42 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> list[Tensor]:
 
 @torch.library.custom_op("bytekernels::add_rms_norm", mutates_args=())
 def add_rms_norm_op(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _add_rms_norm(x, residual, weight, eps)
+    y, total = _add_rms_norm(x, residual, weight, eps)
+    return y.contiguous(), total.contiguous()
 
 
 @add_rms_norm_op.register_fake
 def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(residual)
+    return x.new_empty(x.shape), residual.new_empty(residual.shape)
 
 
 @torch.library.custom_op("bytekernels::add_rms_norm_backward", mutates_args=())
 def add_rms_norm_backward_op(
     dy: Tensor, dtotal: Tensor, x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> list[Tensor]:
-    return dispatch.vjp(reference.add_rms_norm, (x, residual, weight, eps), (dy, dtotal))
+    return _add_rms_norm_backward(dy, dtotal, x, residual, weight, eps)
 
 
 @add_rms_norm_backward_op.register_fake
-def _(
-    dy: Tensor, dtotal: Tensor, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-) -> list[Tensor]:
+def _(dy: Tensor, dtotal: Tensor, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> list[Tensor]:
     return dispatch.fake_gradients((x, residual, weight))
 
 
 @torch.library.custom_op("bytekernels::gated_rms_norm", mutates_args=())
 def gated_rms_norm_op(y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: float) -> Tensor:
-    return _gated_rms_norm(y, z, weight, group_size, eps)
+    return _gated_rms_norm(y, z, weight, group_size, eps).contiguous()
 
 
 @gated_rms_norm_op.register_fake
 def _(y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: float) -> Tensor:
-    return torch.empty_like(y)
+    return y.new_empty(y.shape)
 
 
 @torch.library.custom_op("bytekernels::gated_rms_norm_backward", mutates_args=())
 def gated_rms_norm_backward_op(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: float
 ) -> list[Tensor]:
-    return dispatch.vjp(reference.gated_rms_norm, (y, z, weight, group_size, eps), (dout,))
+    return _gated_rms_norm_backward(dout, y, z, weight, group_size, eps)
 
 
 @gated_rms_norm_backward_op.register_fake
@@ -108,9 +145,7 @@ def rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: 
     return add_rms_norm_op(x, residual, weight, eps)
 
 
-def gated_rms_norm(
-    y: Tensor, z: Tensor, weight: Tensor, group_size: int | None = None, *, eps: float = 1e-5
-) -> Tensor:
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, group_size: int | None = None, *, eps: float = 1e-5) -> Tensor:
     """RMS norm of ``y * silu(z)`` in groups: Mamba2's norm after the gate (Dao & Gu 2024, section 7.1).
 
     Args:

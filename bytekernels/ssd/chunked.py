@@ -73,7 +73,7 @@ def ssd_scan(
     if initial_states is None:
         initial_states = x.new_zeros(sequences, heads, headdim, d_state, dtype=wide)
     if total == 0:
-        return skip_and_gate(x.to(wide), x, D, z), initial_states.to(wide).clone()
+        return torch.zeros_like(x), initial_states.to(wide).clone()
 
     chunks = Chunks(cu_seqlens, total)
     delta = chunks.take(time_step(dt, dt_bias, dt_softplus, dt_min, dt_max).to(wide)) * chunks.valid[..., None]

@@ -1,7 +1,7 @@
 """The scan and its single step as torch.library ops."""
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -150,6 +150,44 @@ def _(
     dt_max: float,
 ) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    dt_bias: Tensor | None = ...,
+    dt_softplus: bool = ...,
+    dt_limit: tuple[float, float] = ...,
+    initial_states: Tensor | None = ...,
+    return_final_states: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    D: Tensor | None = ...,
+    z: Tensor | None = ...,
+    dt_bias: Tensor | None = ...,
+    dt_softplus: bool = ...,
+    dt_limit: tuple[float, float] = ...,
+    initial_states: Tensor | None = ...,
+    return_final_states: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def ssd_scan(

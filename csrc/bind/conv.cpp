@@ -63,10 +63,10 @@ void backward(const Sizes& sizes, const Array& cu_seqlens, const Arguments& argu
   const E* const dout = pointer<const E>(dy, size, "dy");
   const E* const dfinal = pointer<const E>(dfinal_states, states(shape), "dfinal_states");
   const auto& [dx, dweight, dbias, dinitial_states] = outputs;
-  const ConvGradients<E> gradients{
-      pointer<E>(dx, size, "dx"), pointer<float>(dweight, product({shape.channels, shape.taps}), "dweight"),
-      optional_pointer<float>(dbias, shape.channels, "dbias"),
-      optional_pointer<float>(dinitial_states, states(shape), "dinitial_states")};
+  const ConvGradients<E> gradients{pointer<E>(dx, size, "dx"),
+                                   pointer<float>(dweight, product({shape.channels, shape.taps}), "dweight"),
+                                   optional_pointer<float>(dbias, shape.channels, "dbias"),
+                                   optional_pointer<float>(dinitial_states, states(shape), "dinitial_states")};
   py::gil_scoped_release release;
   conv_backward(shape, inputs, dout, dfinal, gradients, threads);
 }

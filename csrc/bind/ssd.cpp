@@ -26,16 +26,15 @@ ScanShape scan_shape(const Sizes& sizes, const Array& cu_seqlens) {
   return {checked.cu, checked.sequences, heads, headdim, groups, d_state};
 }
 
-int64_t states(const ScanShape& shape) {
-  return product({shape.sequences, shape.heads, shape.headdim, shape.d_state});
-}
+int64_t states(const ScanShape& shape) { return product({shape.sequences, shape.heads, shape.headdim, shape.d_state}); }
 
 // What both directions take: x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_min, dt_max, initial_states.
 using Arguments = std::tuple<RowsArray, RowsArray, Array, RowsArray, RowsArray, OptionalArray, OptionalRows,
                              OptionalArray, bool, float, float, OptionalArray>;
 
 // What backward writes: dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states.
-using Outputs = std::tuple<Array, Array, Array, Array, Array, OptionalArray, OptionalArray, OptionalArray, OptionalArray>;
+using Outputs =
+    std::tuple<Array, Array, Array, Array, Array, OptionalArray, OptionalArray, OptionalArray, OptionalArray>;
 
 template <class E>
 ScanInputs<E> scan_inputs(const Arguments& arguments, const ScanShape& shape, int64_t total) {
@@ -59,10 +58,10 @@ ScanInputs<E> scan_inputs(const Arguments& arguments, const ScanShape& shape, in
 }
 
 template <class E>
-ScanGradients<E> scan_gradients(const Outputs& outputs, const ScanInputs<E>& inputs, const ScanShape& shape,
+ScanGradients<E> scan_gradients(const Outputs& outputs, const Arguments& arguments, const ScanShape& shape,
                                 int64_t total) {
   const auto& [dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states] = outputs;
-  if (dz.has_value() != (inputs.z.data != nullptr)) refuse("dz must be given exactly where z is");
+  if (dz.has_value() != std::get<6>(arguments).has_value()) refuse("dz must be given exactly where z is");
   const int64_t width = product({shape.heads, shape.headdim}), read = product({shape.groups, shape.d_state});
   return {pointer<E>(dx, product({total, width}), "dx"),
           pointer<float>(ddt, product({total, shape.heads}), "ddt"),
@@ -93,7 +92,7 @@ void backward(const Sizes& sizes, const Array& cu_seqlens, const Arguments& argu
   const int64_t total = std::get<0>(sizes);
   const ScanShape shape = scan_shape(sizes, cu_seqlens);
   const ScanInputs<E> inputs = scan_inputs<E>(arguments, shape, total);
-  const ScanGradients<E> gradients = scan_gradients<E>(outputs, inputs, shape, total);
+  const ScanGradients<E> gradients = scan_gradients<E>(outputs, arguments, shape, total);
   const E* const dout = pointer<const E>(dy, product({total, shape.heads, shape.headdim}), "dy");
   const float* const dfinal = pointer<const float>(dfinal_states, states(shape), "dfinal_states");
   py::gil_scoped_release release;

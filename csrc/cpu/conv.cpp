@@ -190,7 +190,8 @@ class Walker {
     for (int j = 0; j < K; ++j) {
       if (row + j < first || row + j >= stop) continue;
       const float *dp = line(dp_, row + j), *weight = weight_ + (K - 1 - j) * tile_.width;
-      for (int64_t c = 0; c < tile_.width; c += kLanes) store(line_ + c, load(line_ + c) + load(weight + c) * load(dp + c));
+      for (int64_t c = 0; c < tile_.width; c += kLanes)
+        store(line_ + c, load(line_ + c) + load(weight + c) * load(dp + c));
     }
   }
 
@@ -297,9 +298,12 @@ void backward(const ConvShape& shape, const ConvInputs<E>& inputs, const E* dy, 
 template <class E>
 void conv_forward(const ConvShape& shape, const ConvInputs<E>& inputs, E* y, E* final_states, int threads) {
   switch (shape.taps) {
-    case 2: return forward<2>(shape, inputs, y, final_states, threads);
-    case 3: return forward<3>(shape, inputs, y, final_states, threads);
-    case 4: return forward<4>(shape, inputs, y, final_states, threads);
+    case 2:
+      return forward<2>(shape, inputs, y, final_states, threads);
+    case 3:
+      return forward<3>(shape, inputs, y, final_states, threads);
+    case 4:
+      return forward<4>(shape, inputs, y, final_states, threads);
   }
 }
 
@@ -307,9 +311,12 @@ template <class E>
 void conv_backward(const ConvShape& shape, const ConvInputs<E>& inputs, const E* dy, const E* dfinal_states,
                    const ConvGradients<E>& gradients, int threads) {
   switch (shape.taps) {
-    case 2: return backward<2>(shape, inputs, dy, dfinal_states, gradients, threads);
-    case 3: return backward<3>(shape, inputs, dy, dfinal_states, gradients, threads);
-    case 4: return backward<4>(shape, inputs, dy, dfinal_states, gradients, threads);
+    case 2:
+      return backward<2>(shape, inputs, dy, dfinal_states, gradients, threads);
+    case 3:
+      return backward<3>(shape, inputs, dy, dfinal_states, gradients, threads);
+    case 4:
+      return backward<4>(shape, inputs, dy, dfinal_states, gradients, threads);
   }
 }
 

@@ -70,9 +70,7 @@ inline Vec log1p_of_fraction(Vec u) {
 }
 
 // log(1 + exp(x)), with full relative precision for very negative x too.
-inline Vec softplus(Vec x) {
-  return maximum(x, Vec{}) + log1p_of_fraction(exp_of_nonpositive(x > 0.0f ? -x : x));
-}
+inline Vec softplus(Vec x) { return maximum(x, Vec{}) + log1p_of_fraction(exp_of_nonpositive(x > 0.0f ? -x : x)); }
 
 // 1 / (1 + exp(-x)).
 inline Vec sigmoid(Vec x) {

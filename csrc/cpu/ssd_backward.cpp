@@ -54,10 +54,12 @@ class Backward {
         dB_to_(dB),
         dC_to_(dC),
         sums_(sums),
-        arena_(kBlock * (GroupChunk::floats(padded_.d_state) + 2 * kChunk * padded_.d_state + padded_.state()) +
+        arena_(kBlock * (GroupChunk::floats(padded_.d_state) + 4 * kChunk * padded_.d_state + padded_.state()) +
                (heads + 1) * padded_.state() + kChunk * (4 * padded_.headdim + 2 * padded_.d_state + 3 * kChunk)),
         dB_(arena_.take(kBlock * kChunk * padded_.d_state)),
         dC_(arena_.take(kBlock * kChunk * padded_.d_state)),
+        total_dB_(arena_.take(kBlock * kChunk * padded_.d_state)),
+        total_dC_(arena_.take(kBlock * kChunk * padded_.d_state)),
         states_(arena_.take(kBlock * padded_.state())),
         carry_(arena_.take(heads * padded_.state())),
         turned_(arena_.take(padded_.state())),
@@ -126,8 +128,7 @@ class Backward {
       const int64_t row = first + c * kChunk;
       groups_[c].fill(inputs_, shape_, task.group, row, std::min<int64_t>(kChunk, last - row), n);
     }
-    std::fill_n(dB_, chunks * kChunk * n, 0.0f);
-    std::fill_n(dC_, chunks * kChunk * n, 0.0f);
+    for (float* sum : {dB_, dC_, total_dB_, total_dC_}) std::fill_n(sum, chunks * kChunk * n, 0.0f);
     for (int64_t head = task.first_head; head < task.last_head; ++head) {
       const int64_t h = head - task.first_head;
       std::copy_n(starts + h * padded_.state(), padded_.state(), states_);
@@ -140,10 +141,22 @@ class Backward {
         chunk(head, row, q, groups_[c], state(c), carry(h), dB_ + c * kChunk * n, dC_ + c * kChunk * n,
               sums_[task.sequence * shape_.heads + head]);
       }
+      if ((h + 1) % task.block == 0 || head + 1 == task.last_head) {
+        move_sums(dB_, chunks * kChunk * n, total_dB_);
+        move_sums(dC_, chunks * kChunk * n, total_dC_);
+      }
     }
     for (int64_t row = first; row < last; ++row) {
-      dB_to_.store(shape_, task, row, dB_ + (row - first) * n);
-      dC_to_.store(shape_, task, row, dC_ + (row - first) * n);
+      dB_to_.store(shape_, task, row, total_dB_ + (row - first) * n);
+      dC_to_.store(shape_, task, row, total_dC_ + (row - first) * n);
+    }
+  }
+
+  // Adds the sums of a block of heads to those of all, and clears them.
+  static void move_sums(float* sums, int64_t count, float* total) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+      store(total + i, load(total + i) + load(sums + i));
+      store(sums + i, Vec{});
     }
   }
 
@@ -305,8 +318,10 @@ class Backward {
   Sums* sums_;  // [S, H]
   Arena arena_;
   std::vector<GroupChunk> groups_;
-  float* dB_;        // [kBlock Q, N], summed over heads
+  float* dB_;        // [kBlock Q, N], of a block of heads
   float* dC_;        // [kBlock Q, N]
+  float* total_dB_;  // [kBlock Q, N], of all the task's heads
+  float* total_dC_;  // [kBlock Q, N]
   float* states_;    // [kBlock, P, N], the state before each chunk
   float* carry_;     // [heads, P, N], G
   float* turned_;    // [N, P]
@@ -345,14 +360,13 @@ template <class E>
 void ssd_backward(const ScanShape& shape, const ScanInputs<E>& inputs, const E* dy, const float* dfinal_states,
                   const ScanGradients<E>& gradients, int threads) {
   const Tasks tasks(shape, threads);
-  const int64_t heads = shape.heads / shape.groups / tasks.parts();
   const int64_t size = shape.cu[shape.sequences] * shape.groups * shape.d_state;
   std::vector<Sums> sums(shape.sequences * shape.heads);
   std::unique_ptr<float[]> parts;
   if (tasks.parts() > 1) parts.reset(new float[2 * tasks.parts() * size]);
   float* const parts_of_C = parts.get() + tasks.parts() * size;
   tasks.run([&] {
-    return Backward<E>(shape, inputs, dy, dfinal_states, gradients, heads, {gradients.dB, parts.get()},
+    return Backward<E>(shape, inputs, dy, dfinal_states, gradients, tasks.heads(), {gradients.dB, parts.get()},
                        {gradients.dC, parts ? parts_of_C : nullptr}, sums.data());
   });
   if (parts) {

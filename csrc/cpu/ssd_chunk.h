@@ -21,26 +21,31 @@ static_assert(kChunk % kLanes == 0 && kChunk % kTileRows == 0);
 
 inline int64_t chunks_of(int64_t length) { return (length + kChunk - 1) / kChunk; }
 
-// Tasks are (sequence, group, range of the group's heads), in this order: whole groups while these are enough for the
-// threads, else single heads. Nothing that is computed depends on the choice.
+// Tasks are (sequence, group, block of the group's heads), in this order: whole groups while these are enough for the
+// threads, else blocks of heads. What heads add up is added within blocks first, so that no bit depends on the choice.
 class Tasks {
  public:
   Tasks(const ScanShape& shape, int threads)
-      : shape_(shape), per_group_(shape.heads / shape.groups), threads_(threads) {
-    parts_ = shape.sequences * shape.groups < threads ? per_group_ : 1;
-  }
+      : shape_(shape),
+        threads_(threads),
+        per_group_(shape.heads / shape.groups),
+        block_((per_group_ + kBlocksPerGroup - 1) / kBlocksPerGroup),
+        heads_(shape.sequences * shape.groups < threads ? block_ : per_group_),
+        parts_((per_group_ + heads_ - 1) / heads_) {}
 
-  int64_t parts() const { return parts_; }
+  int64_t parts() const { return parts_; }  // of each group
+  int64_t heads() const { return heads_; }  // of a task, at most
   int64_t count() const { return shape_.sequences * shape_.groups * parts_; }
 
   struct Task {
     int64_t sequence, group, part, first_head, last_head;  // heads [first, last)
+    int64_t block;                                         // heads in a block, but for a group's last
   };
 
   Task operator[](int64_t index) const {
     const int64_t part = index % parts_, group = index / parts_ % shape_.groups;
-    const int64_t size = per_group_ / parts_, first = group * per_group_ + part * size;
-    return {index / parts_ / shape_.groups, group, part, first, first + size};
+    const int64_t first = part * heads_, last = std::min(first + heads_, per_group_);
+    return {index / parts_ / shape_.groups, group, part, group * per_group_ + first, group * per_group_ + last, block_};
   }
 
   // Calls body(task) for each, on a make_worker() of each thread. Threads take the next task when they have done one.
@@ -55,10 +60,14 @@ class Tasks {
   }
 
  private:
+  static constexpr int64_t kBlocksPerGroup = 8;
+
   const ScanShape& shape_;
-  int64_t per_group_;
-  int64_t parts_;
   int threads_;
+  int64_t per_group_;
+  int64_t block_;
+  int64_t heads_;
+  int64_t parts_;
 };
 
 // Sizes with their last axes padded to whole vectors.
@@ -121,9 +130,11 @@ struct Steps {
     const float bias = inputs.dt_bias ? inputs.dt_bias[head] : 0.0f;
     for (int64_t t = 0; t < kChunk; ++t) raw[t] = t < q ? inputs.dt[row + t][head] + bias : 0.0f;
     for (int64_t t = 0; t < kChunk; t += kLanes) {
-      const Vec step = inputs.dt_softplus ? softplus(load(raw + t)) : load(raw + t);
+      const Vec given = load(raw + t);
+      const Vec step = inputs.dt_softplus ? softplus(given) : given;
+      const Vec clamped = minimum(maximum(step, broadcast(inputs.dt_min)), broadcast(inputs.dt_max));
       store(free + t, step);
-      store(delta + t, minimum(maximum(step, broadcast(inputs.dt_min)), broadcast(inputs.dt_max)));
+      store(delta + t, given == given ? clamped : given);  // a comparison with NaN is false: it must not be lost
     }
     double cs = 0;
     for (int64_t t = 0; t < kChunk; ++t) {

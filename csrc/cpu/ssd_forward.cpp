@@ -112,8 +112,7 @@ class Forward {
 template <class E>
 void ssd_forward(const ScanShape& shape, const ScanInputs<E>& inputs, E* y, float* final_states, int threads) {
   const Tasks tasks(shape, threads);
-  const int64_t heads = shape.heads / shape.groups / tasks.parts();
-  tasks.run([&] { return Forward<E>(shape, inputs, heads, y, final_states); });
+  tasks.run([&] { return Forward<E>(shape, inputs, tasks.heads(), y, final_states); });
 }
 
 template void ssd_forward(const ScanShape&, const ScanInputs<float>&, float*, float*, int);

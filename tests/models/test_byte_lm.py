@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.models.conftest import FAMILIES, packed_bytes, small_model, small_teacher
 from transformers import AutoModelForCausalLM
 
 from bytekernels import routing_of
 from bytekernels.ragged import lengths_of
 from models import ByteLM, ByteLMConfig
 from models.core import run_packed, use_packed
+from tests.models.conftest import FAMILIES, packed_bytes, small_model, small_teacher
 
 LENGTHS = [7, 1, 0, 70, 3]
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.models.conftest import small_model
 
 from bytekernels import BOS, EOS
 from models import ByteTokenizer, Sampling, generate
 from models.generation import draw, prompt_boundaries
+from tests.models.conftest import small_model
 
 
 def greedy_by_forward(model, prompt: bytes, steps: int) -> tuple[bytes, list[bool]]:

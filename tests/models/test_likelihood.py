@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tests.models.conftest import packed_bytes, small_model, small_teacher
 
 from bytekernels import BOS
 from bytekernels.testing import ragged
 from models import score, token_score
 from models.core import use_packed
+from tests.models.conftest import packed_bytes, small_model, small_teacher
 
 
 def step_log_prob(model, ids: torch.Tensor, boundary: torch.Tensor) -> float:
@@ -76,8 +76,6 @@ def test_token_score_is_the_teachers_own_cross_entropy():
     ]
     embeddings = teacher.get_input_embeddings()(tokens)
     head = teacher.get_output_embeddings().weight
-    found = token_score(
-        use_packed(teacher).base_model, head, embeddings, tokens, token_cu, torch.tensor([20, 30])
-    )
+    found = token_score(use_packed(teacher).base_model, head, embeddings, tokens, token_cu, torch.tensor([20, 30]))
     assert found.log_likelihood.tolist() == pytest.approx(expected, abs=1e-4)
     assert found.bits_per_byte() == pytest.approx(-sum(expected) / math.log(2) / 50, abs=1e-5)

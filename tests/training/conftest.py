@@ -10,7 +10,26 @@ from training.data import Corpus, prepare
 from training.teacher import small_llama, train_tokenizer
 from training.text import Document
 
-WORDS = "the function returns a value if its argument is given and raises an error where it is not".split()
+WORDS = [
+    "the",
+    "function",
+    "returns",
+    "a",
+    "value",
+    "if",
+    "its",
+    "argument",
+    "is",
+    "given",
+    "and",
+    "raises",
+    "an",
+    "error",
+    "where",
+    "it",
+    "is",
+    "not",
+]
 
 
 def documents(count: int = 60, seed: int = 0) -> list[Document]:
@@ -32,7 +51,9 @@ def corpus(tokenizer, tmp_path_factory) -> Corpus:
 @pytest.fixture
 def teacher(tokenizer):
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=48)
+    sizes = dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=48
+    )
     return use_packed(small_llama(tokenizer, **sizes)).eval().requires_grad_(False)
 
 
@@ -81,19 +102,3 @@ distill_weight = 0.1
 [control]
 lr = 1e-3
 """
-
-
-@pytest.fixture
-def recipe_file(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(TINY_RECIPE)
-    return path
-
-
-@pytest.fixture
-def text_file(tmp_path):
-    path = tmp_path / "text.jsonl"
-    import json
-
-    path.write_text("\n".join(json.dumps({"text": d.text.decode()}) for d in documents()))
-    return path

@@ -5,14 +5,15 @@ import dataclasses
 
 import pytest
 import torch
-from tests.training.conftest import documents
 from torch import nn
 
+from tests.training.conftest import documents
 from training import loop
 from training.checkpoint import load_state, read_summary, save_state, write_folder
 from training.data import Batches
 from training.errors import UserError
-from training.objectives import Lesson, next_token
+from training.objectives import Context, next_token
+from training.optimizer import make_optimizer
 from training.parallel import Ranks
 from training.recipe import OptimizerRecipe, StageRecipe
 from training.stages import TEACHER
@@ -35,19 +36,20 @@ def test_decay_falls_on_matrices_only():
 
     model = small_model(dechunk="causal")
     stage = StageRecipe(lr=1.0, bytes=1, lr_scale={"core.": 0.1, "core.backbone.norm": 0.5})
-    adam = loop.make_optimizer(model.named_parameters(), OptimizerRecipe(), stage)
+    adam = make_optimizer(model.named_parameters(), OptimizerRecipe(), stage)
+    groups = [group for part in adam.parts for group in part.param_groups]
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed = {names[id(p)] for group in adam.param_groups if group["weight_decay"] for p in group["params"]}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     spared = set(names.values()) - decayed
     assert all(name.endswith(("proj.weight", "gate_up.weight", "down.weight", "head.weight", "residual.weight"))
                for name in decayed)  # fmt: skip
     for part in ("embed.weight", "norm.weight", "A_log", ".D", "dt_bias", "conv1d.weight", "conv1d.bias", "null"):
         assert any(name.endswith(part) for name in spared) and not any(name.endswith(part) for name in decayed)
-    scales = {names[id(p)]: group["scale"] for group in adam.param_groups for p in group["params"]}
+    scales = {names[id(p)]: group["scale"] for group in groups for p in group["params"]}
     assert scales["core.backbone.norm.weight"] == 0.5
     assert scales["core.backbone.layers.0.mlp.up_proj.weight"] == 0.1 and scales["decoder.head.weight"] == 1.0
     with pytest.raises(UserError, match="no trained parameter begins with 'cores'"):
-        loop.make_optimizer(model.named_parameters(), OptimizerRecipe(), dataclasses.replace(stage, lr_scale={"cores": 1}))
+        make_optimizer(model.named_parameters(), OptimizerRecipe(), dataclasses.replace(stage, lr_scale={"cores": 1}))
 
 
 def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, batch_bytes=512, model=None, every=0.0):
@@ -57,13 +59,13 @@ def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, batch_bytes=51
         from models.core import use_packed
 
         model = use_packed(small_llama(tokenizer, intermediate_size=24, **sizes))
-    lesson = Lesson(model, None, StageRecipe(lr=1e-2, warmup=0.1, bytes=total))
+    context = Context(model, None, StageRecipe(lr=1e-2, warmup=0.1, bytes=total))
     progress = loop.train(
         model,
         TEACHER.freeze_others(model),
-        lambda batch: next_token(lesson, batch),
+        lambda batch: next_token(context, batch),
         Batches(corpus, window=64, batch_bytes=batch_bytes, seed=3),
-        stage=lesson.recipe,
+        stage=context.recipe,
         optimizer=OptimizerRecipe(),
         accumulation=accumulation,
         ranks=ALONE,
@@ -102,7 +104,9 @@ def test_training_learns(tokenizer, corpus, tmp_path):
     batch = next(Batches(corpus, window=64, batch_bytes=2048, seed=9))
     model, _ = run(tokenizer, corpus, tmp_path / "a", total=1)
     trained, _ = run(tokenizer, corpus, tmp_path / "b", total=60_000)
-    losses = [float(next_token(Lesson(m, None, None), batch).parts["cross_entropy"].detach()) for m in (model, trained)]
+    losses = [
+        float(next_token(Context(m, None, None), batch).parts["cross_entropy"].detach()) for m in (model, trained)
+    ]
     assert losses[1] < 0.7 * losses[0]
 
 
@@ -113,14 +117,14 @@ def test_accumulation_weighs_every_item_alike(tokenizer, corpus, tmp_path):
 
     torch.manual_seed(0)
     model = use_packed(small_llama(tokenizer, intermediate_size=24, **sizes))
-    lesson = Lesson(model, None, StageRecipe(lr=0.0, bytes=1))
+    context = Context(model, None, StageRecipe(lr=0.0, bytes=1))
     named = TEACHER.freeze_others(model)
     batches = Batches(corpus, window=64, batch_bytes=512, seed=3)
-    count, parts, _ = loop._accumulate(lambda b: next_token(lesson, b), batches, 2, ALONE, contextlib.nullcontext())
+    count, _, _ = loop._accumulate(lambda b: next_token(context, b), batches, 2, ALONE, contextlib.nullcontext())
     ALONE.sum_gradients([p for _, p in named], count)
     found = [p.grad.clone() for _, p in named]
     batches = Batches(corpus, window=64, batch_bytes=512, seed=3)
-    losses = [next_token(lesson, next(batches)) for _ in range(2)]
+    losses = [next_token(context, next(batches)) for _ in range(2)]
     assert losses[0].count != losses[1].count
     model.zero_grad()
     (sum(loss.total for loss in losses) / sum(loss.count for loss in losses)).backward()

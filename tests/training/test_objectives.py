@@ -10,7 +10,7 @@ from bytekernels import next_byte_targets
 from models import ByteLM, ByteLMConfig, score
 from training import objectives
 from training.data import Batches, held_out_batches
-from training.objectives import Lesson, measure
+from training.objectives import Context, measure
 from training.parallel import Ranks
 from training.recipe import StageRecipe
 from training.stages import STAGES
@@ -18,11 +18,13 @@ from training.stages import STAGES
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def lesson(teacher, *, dechunk="hold", lookahead=True, **numbers) -> Lesson:
+def context(teacher, *, dechunk="hold", lookahead=True, **numbers) -> Context:
     torch.manual_seed(0)
-    sizes = dict(width=16, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=16, bridge_inner=32, router_inner=16)
+    sizes = dict(
+        width=16, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=16, bridge_inner=32, router_inner=16
+    )
     model = ByteLM.from_teacher(teacher, ByteLMConfig(dechunk=dechunk, lookahead=lookahead, **sizes))
-    return Lesson(model, teacher, StageRecipe(lr=1e-3, bytes=1, **numbers))
+    return Context(model, teacher, StageRecipe(lr=1e-3, bytes=1, **numbers))
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def batch(corpus):
 
 
 def test_alignment_is_the_error_at_token_ends(teacher, batch):
-    this = lesson(teacher)
+    this = context(teacher)
     loss = objectives.alignment(this, batch)
     h = this.model.encoder(batch.ids, batch.cu_seqlens)[batch.token_end]
     expected = (h - teacher.get_input_embeddings()(batch.token_ids)).square().mean()
@@ -40,7 +42,7 @@ def test_alignment_is_the_error_at_token_ends(teacher, batch):
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_distillation_is_the_kl_at_token_ends(teacher, batch, direction):
-    this = lesson(teacher, alignment_weight=0.5, direction=direction)
+    this = context(teacher, alignment_weight=0.5, direction=direction)
     loss = objectives.distillation(this, batch)
     h = this.model.encoder(batch.ids, batch.cu_seqlens)[batch.token_end]
     student = this.model.token_head(this.model.core(h, batch.token_cu)).log_softmax(-1)
@@ -57,13 +59,13 @@ def test_distillation_is_the_kl_at_token_ends(teacher, batch, direction):
 
 @pytest.mark.parametrize("lookahead", [True, False])
 def test_boundary_loss_counts_free_answers_only(teacher, batch, lookahead):
-    this = lesson(teacher, lookahead=lookahead)
+    this = context(teacher, lookahead=lookahead)
     prob = this.model.router(this.model.encoder(batch.ids, batch.cu_seqlens), batch.ids, batch.cu_seqlens).prob
     losses = []
     for s, e in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
         ends = batch.token_end[s:e].float()
-        if lookahead:
-            losses.append(F.binary_cross_entropy(prob[s : e - 1], ends[:-1], reduction="none"))
+        if lookahead:  # BOS is forced, and the last byte
+            losses.append(F.binary_cross_entropy(prob[s + 1 : e - 1], ends[1:-1], reduction="none"))
         else:  # a chunk starts after each end
             losses.append(F.binary_cross_entropy(prob[s + 1 : e], ends[:-1], reduction="none"))
     loss = objectives.boundary(this, batch)
@@ -72,7 +74,7 @@ def test_boundary_loss_counts_free_answers_only(teacher, batch, lookahead):
 
 @pytest.mark.parametrize("dechunk", ["hold", "causal", "lookahead"])
 def test_end_to_end_adds_its_parts(teacher, batch, dechunk):
-    this = lesson(teacher, dechunk=dechunk, boundary_weight=0.7, distill_weight=0.3)
+    this = context(teacher, dechunk=dechunk, boundary_weight=0.7, distill_weight=0.3)
     output = this.model(batch.ids, batch.cu_seqlens)
     targets = next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
     loss = objectives.end_to_end(this, batch)
@@ -88,7 +90,7 @@ def test_end_to_end_adds_its_parts(teacher, batch, dechunk):
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_stage_trains_its_own_parameters_only(teacher, batch, name):
-    this = lesson(teacher, distill_weight=0.1)
+    this = context(teacher, distill_weight=0.1)
     stage = STAGES[name]
     trained = dict(stage.freeze_others(this.model))
     loss = stage.objective(this, batch)
@@ -99,7 +101,7 @@ def test_a_stage_trains_its_own_parameters_only(teacher, batch, name):
 
 
 def test_measures(teacher, corpus):
-    this = lesson(teacher)
+    this = context(teacher)
     batches = held_out_batches(corpus, window=64, batch_bytes=64, limit_bytes=1000)
     assert len(batches) > 1
     found = {}
@@ -110,6 +112,13 @@ def test_measures(teacher, corpus):
     bits = -sum(float(s.log_likelihood.sum()) for s in scores) / math.log(2) / sum(int(s.bytes.sum()) for s in scores)
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
     assert 0 <= found["f1"] <= 1 and -1 <= found["cosine"] <= 1 and found["kl"] > 0 and found["mse"] > 0
+
+
+def test_a_leaking_model_has_no_bits_per_byte(teacher, corpus):
+    batches = held_out_batches(corpus, window=64, batch_bytes=64, limit_bytes=200)
+    found = measure(objectives.NEXT_BYTE, context(teacher, dechunk="lookahead"), batches, ALONE)
+    assert math.isnan(found["bits_per_byte"])
+    assert found["cross_entropy"] > 0
 
 
 def test_a_perfect_router_has_f1_one():

@@ -43,8 +43,16 @@ def test_overrides_are_toml_and_bare_words_are_strings():
         (['stage."3.1".lr=1', 'stage."3.1".bytes=1'], "unknown stage '3.1'; the stages are 1.1"),
         (['stage."2.2".bytes=5'], "stage 2.2: give bytes or seconds"),
         (['stage."2.2".decay=step'], "decay must be linear or cosine, got 'step'"),
-        (["precision=fp8"], "precision must be auto, bf16 or fp32, got 'fp8'"),
+        (["precision=fp8"], "precision must be auto or bf16 or fp32, got 'fp8'"),
         (["data=3"], "data must be a table, got 3"),
+        (["data.window=2"], "window must hold BOS, a byte and EOS and fit in batch_bytes 8192, got 2"),
+        (["data.global_batch_bytes=0"], "global_batch_bytes must be positive, got 0"),
+        (["teacher.seconds=0.0"], "teacher: seconds must be positive, got 0.0"),
+        (["teacher.num_attention_heads=3"], "num_attention_heads must divide hidden_size 256"),
+        (['stage."2.2".warmup=2.0'], "warmup is a share in .* got 2.0"),
+        (["optimizer.kind=sgd"], "kind must be adamw or muon, got 'sgd'"),
+        (["model.dechunk=mean"], "model: .*dechunk must be one of hold, causal, lookahead, got 'mean'"),
+        (["model.head_dim=7"], "model: .*head_dim must divide"),
     ],
 )
 def test_mistakes_are_named(overrides, message):

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import bytekernels
+from bytekernels import _C, dispatch
+from bytekernels.extension import array, rows
 from bytekernels.norm import op, reference
-from bytekernels.testing import assert_close, gradients
+from bytekernels.testing import assert_close, gradients, poisoned_memory
 
 
 def make(dtype=torch.float64, rows=5, width=12, seed=0):
@@ -55,11 +57,120 @@ def test_reference_gradcheck():
     assert torch.autograd.gradcheck(lambda *a: reference.gated_rms_norm(*a, 6, 1e-5), (x, residual, weight))
 
 
-def test_opcheck():
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_opcheck(impl):
     x, residual, weight = make(torch.float32)
-    torch.library.opcheck(op.rms_norm_op, (x, weight, 1e-5))
-    torch.library.opcheck(op.add_rms_norm_op, (x, residual, weight, 1e-5))
-    torch.library.opcheck(op.gated_rms_norm_op, (x, residual, weight, 6, 1e-5))
+    with dispatch.force(impl):
+        for given, other in ((x, residual), (x.T.reshape(5, 12), residual[:, None].transpose(0, 1)[0])):
+            torch.library.opcheck(op.rms_norm_op, (given, weight, 1e-5))
+            torch.library.opcheck(op.add_rms_norm_op, (given, other, weight, 1e-5))
+            torch.library.opcheck(op.gated_rms_norm_op, (given, other, weight, 6, 1e-5))
+
+
+def test_backward_opcheck():
+    x, residual, weight = (value.detach() for value in make(torch.float32))
+    with dispatch.force("native"):
+        torch.library.opcheck(op.rms_norm_backward_op, (residual, x, weight, 1e-5))
+        torch.library.opcheck(op.add_rms_norm_backward_op, (residual, x, x, residual, weight, 1e-5))
+        torch.library.opcheck(op.gated_rms_norm_backward_op, (residual, x, residual, weight, 6, 1e-5))
+
+
+# Dtypes of x or y, and of the residual or gate.
+NATIVE = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
+
+
+def run(impl, function, tensors, dtypes):
+    """Outputs and gradients, for cotangents of the given dtypes of the outputs whatever dtype they are computed in."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    with poisoned_memory(), dispatch.force(impl):
+        outputs = function(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        cotangents = [
+            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype).to(o.dtype)
+            for o, dtype in zip(outputs, dtypes, strict=False)
+        ]
+        return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+
+
+def add_norm(x, residual, weight):
+    return bytekernels.rms_norm(x, weight, residual)
+
+
+@pytest.mark.parametrize(("dtype", "other"), NATIVE)
+@pytest.mark.parametrize("width", [12, 40, 384])
+def test_native(dtype, other, width):
+    x, residual, weight = make(rows=300, width=width)
+    x, residual, weight = x.to(dtype), residual.to(other), weight.float()
+    calls = [(add_norm, (x, residual, weight)), (lambda x, w: bytekernels.rms_norm(x, w)[0], (x, weight))]
+    if dtype == other:
+        for size in (width, width // 4, 1):
+            gated = lambda y, z, w, size=size: bytekernels.gated_rms_norm(y, z, w, size)  # noqa: E731
+            calls.append((gated, (x, residual, weight)))
+    for function, given in calls:
+        got = run("native", function, given, (dtype, other))
+        expected = run("reference", function, [tensor.double() for tensor in given], (dtype, other))
+        for value, truth in zip(got, expected, strict=True):
+            assert_close(value, truth, dtype=other if other == torch.bfloat16 else None)
+
+
+def test_native_rows_may_be_columns_of_a_wider_tensor():
+    wide = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    y, z, weight = wide[:, 3:15], wide[:, 20:32], torch.ones(12)
+    with dispatch.force("native"):
+        assert torch.equal(
+            bytekernels.gated_rms_norm(y, z, weight), bytekernels.gated_rms_norm(y.clone(), z.clone(), weight)
+        )
+        assert torch.equal(bytekernels.rms_norm(y, weight)[0], bytekernels.rms_norm(y.clone(), weight)[0])
+        assert torch.equal(bytekernels.rms_norm(y, weight, z)[0], bytekernels.rms_norm(y.clone(), weight, z.clone())[0])
+
+
+def test_native_rows_threads_and_reruns_change_no_bit():
+    x, residual, weight = make(torch.bfloat16, rows=700, width=24)
+    calls = [add_norm, lambda y, z, w: bytekernels.gated_rms_norm(y, z, w, 6)]
+    before = torch.get_num_threads()
+    try:
+        for function in calls:
+            results = []
+            for threads in (1, 1, 2, 5):
+                torch.set_num_threads(threads)
+                results.append(run("native", function, (x, residual, weight), (torch.bfloat16,) * 2))
+            assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+            alone = run("native", function, (x[333:334], residual[333:334], weight), (torch.bfloat16,) * 2)
+            assert torch.equal(alone[0], results[0][0][333:334])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_rows():
+    x, residual, weight = make(torch.float32, rows=0)
+    for impl in ("native", "reference"):
+        y, total, dx, dresidual, dweight = run(impl, add_norm, (x, residual, weight), (torch.float32,) * 2)
+        assert y.shape == total.shape == dx.shape == dresidual.shape == (0, 12)
+        assert not dweight.any()
+
+
+def test_what_native_leaves_to_the_reference():
+    x, residual, weight = make(torch.float32)
+    with dispatch.force("native"):
+        with pytest.raises(RuntimeError, match="inputs must be float32 or bfloat16, got torch.float16"):
+            bytekernels.rms_norm(x.half(), weight)
+        with pytest.raises(RuntimeError, match="a float32 x needs a float32 residual, got torch.bfloat16"):
+            bytekernels.rms_norm(x, weight, residual.bfloat16())
+        with pytest.raises(RuntimeError, match="y and z must have one dtype, got torch.float32 and torch.bfloat16"):
+            bytekernels.gated_rms_norm(x, residual.bfloat16(), weight)
+    assert bytekernels.rms_norm(x, weight, residual.bfloat16())[1].dtype == torch.bfloat16
+
+
+def test_what_the_extension_refuses():
+    x, _, weight = (tensor.detach() for tensor in make(torch.float32))
+    y = torch.empty_like(x)
+    with pytest.raises(ValueError, match="group_size must divide 12, got 5"):
+        _C.gated_rms_norm(False, (5, 12, 5, 1e-5), rows(x), rows(x), array(weight), array(y), 1)
+    with pytest.raises(ValueError, match="weight must have 12 elements, got 11"):
+        _C.gated_rms_norm(False, (5, 12, 12, 1e-5), rows(x), rows(x), array(weight[:11]), array(y), 1)
+    with pytest.raises(ValueError, match="total must be given exactly where residual is"):
+        _C.rms_norm(False, False, (5, 12, 12, 1e-5), rows(x), rows(x), array(weight), array(y), None, 1)
 
 
 def test_shapes_are_checked():

@@ -1,0 +1,70 @@
+"""Who moves the weights: AdamW, or Muon for the matrices beside it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.errors import UserError
+from training.recipe import OptimizerRecipe, StageRecipe
+
+
+class Optimizer:
+    """One or two optimizers of torch.optim as one. Each group's rate is the stage's times the group's ``scale``."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    def step(self, lr: float) -> None:
+        """Move the weights at this learning rate and drop their gradients."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr * group["scale"]
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(index): part.state_dict() for index, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for index, part in enumerate(self.parts):
+            part.load_state_dict(state[str(index)])
+
+
+def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], recipe: OptimizerRecipe, stage: StageRecipe) -> Optimizer:
+    """An optimizer for named parameters, with decay on matrices only.
+
+    Norms, biases, A_log, D, dt_bias, convolutions and embeddings are spared. With ``kind = "muon"`` the matrices but
+    for the output heads go to Muon (Jordan et al. 2024), its update scaled to AdamW's size (Liu et al. 2025, arXiv
+    2502.16982), so that both share a learning rate.
+
+    Raises:
+        UserError: a prefix in ``lr_scale`` that no trained parameter begins with.
+    """
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    unused = set(stage.lr_scale)
+    for name, parameter in named:
+        prefixes = [prefix for prefix in stage.lr_scale if name.startswith(prefix)]
+        unused -= set(prefixes)
+        scale = stage.lr_scale[max(prefixes, key=len)] if prefixes else 1.0
+        decays = parameter.ndim == 2 and "embed" not in name
+        by_muon = recipe.kind == "muon" and decays and not name.endswith("head.weight")
+        groups.setdefault((by_muon, scale, decays), []).append(parameter)
+    if unused:
+        raise UserError(f"lr_scale: no trained parameter begins with {sorted(unused)[0]!r}")
+
+    def of(wanted: bool) -> list[dict[str, Any]]:
+        return [
+            {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0, "scale": scale}
+            for (by_muon, scale, decays), parameters in groups.items()
+            if by_muon is wanted
+        ]
+
+    parts: list[torch.optim.Optimizer] = []
+    if of(False):
+        betas = (recipe.beta1, recipe.beta2)
+        parts.append(torch.optim.AdamW(of(False), lr=stage.lr, betas=betas, fused=True))
+    if of(True):
+        parts.append(torch.optim.Muon(of(True), lr=stage.lr, adjust_lr_fn="match_rms_adamw"))
+    return Optimizer(*parts)
