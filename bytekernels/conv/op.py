@@ -34,9 +34,7 @@ def causal_conv1d_op(
 
 
 @causal_conv1d_op.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, silu: bool, initial_states: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     channels, width = weight.shape
     return x.new_empty(x.shape), x.new_empty(cu_seqlens.shape[0] - 1, channels, width - 1)
 
@@ -56,17 +54,8 @@ def causal_conv1d_backward_op(
 
 
 @causal_conv1d_backward_op.register_fake
-def _(
-    dy: Tensor,
-    dfinal_states: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    cu_seqlens: Tensor,
-    silu: bool,
-    initial_states: Tensor | None,
-) -> list[Tensor]:
-    return dispatch.fake_gradients((x, weight, bias, initial_states))
+def _(dy: Tensor, dfinal_states: Tensor, *inputs: Any) -> list[Tensor]:
+    return dispatch.fake_gradients(inputs)
 
 
 dispatch.register_gradients(causal_conv1d_op, causal_conv1d_backward_op)

@@ -24,15 +24,8 @@ def dechunk_op(
 
 
 @dechunk_op.register_fake
-def _(
-    chunks: Tensor,
-    chunk_of: Tensor,
-    cu_chunks: Tensor,
-    weight: Tensor | None,
-    null: Tensor | None,
-    residual: Tensor | None,
-    confidence: Tensor | None,
-) -> Tensor:
+def _(chunks: Tensor, chunk_of: Tensor, *options: Tensor | None) -> Tensor:
+    residual = options[3]
     dtype = chunks.dtype if residual is None else torch.promote_types(chunks.dtype, residual.dtype)
     return chunks.new_empty(chunk_of.shape[0], chunks.shape[1], dtype=dtype)
 
@@ -52,17 +45,8 @@ def dechunk_backward_op(
 
 
 @dechunk_backward_op.register_fake
-def _(
-    du: Tensor,
-    chunks: Tensor,
-    chunk_of: Tensor,
-    cu_chunks: Tensor,
-    weight: Tensor | None,
-    null: Tensor | None,
-    residual: Tensor | None,
-    confidence: Tensor | None,
-) -> list[Tensor]:
-    return dispatch.fake_gradients((chunks, weight, null, residual, confidence))
+def _(du: Tensor, *inputs: Tensor | None) -> list[Tensor]:
+    return dispatch.fake_gradients(inputs)
 
 
 dispatch.register_gradients(dechunk_op, dechunk_backward_op)

@@ -38,14 +38,15 @@ def test_step_equals_forward_for_several_sequences(model, lookahead):
 
 
 def future_changes(model: ByteLM, position: int) -> float:
-    """How much the logits at a position move when the bytes after it change, the bits up to it held fixed."""
+    """How much the logits up to a position move when all bytes and bits after it change."""
     ids, cu_seqlens = packed_bytes([24])
     boundary = model(ids, cu_seqlens).routing.boundary.clone()
     boundary[position] = True
     other = ids.clone()
     other[position + 1 :] = (other[position + 1 :] + 77) % 254
+    flipped = torch.where(torch.arange(24) > position, ~boundary, boundary)
     with torch.no_grad():
-        rows = [model(x, cu_seqlens, boundary).logits[: position + 1] for x in (ids, other)]
+        rows = [model(x, cu_seqlens, b).logits[: position + 1] for x, b in ((ids, boundary), (other, flipped))]
     return float((rows[0] - rows[1]).abs().max())
 
 
@@ -67,12 +68,17 @@ def test_the_router_itself_looks_one_byte_ahead():
     assert torch.equal(prob[:11], changed[:11]) and prob[11] != changed[11]
 
 
+def from_small_teacher(teacher) -> ByteLM:
+    sizes = dict(
+        width=24, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=12, bridge_inner=8, router_inner=8
+    )
+    return ByteLM.from_teacher(teacher, ByteLMConfig(**sizes)).eval()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_core_with_the_teachers_embeddings_gives_the_teachers_logits(family):
     teacher = small_teacher(family)
-    model = ByteLM.from_teacher(
-        teacher, ByteLMConfig(width=24, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=12, bridge_inner=8)
-    ).eval()
+    model = from_small_teacher(teacher)
     tokens = torch.randint(0, 50, (31,), generator=torch.Generator().manual_seed(0))
     cu_chunks = torch.tensor([0, 9, 9, 31], dtype=torch.int32)
     logits = model.token_head(model.core(teacher.get_input_embeddings()(tokens), cu_chunks))
@@ -89,15 +95,16 @@ def test_no_chunk_sees_another_document():
     assert embeddings.grad[:8].abs().max() == 0 and embeddings.grad[8:].abs().min() > 0
 
 
-def test_core_steps_equal_its_forward():
-    core = small_model().core
-    chunks = torch.randn(11, 32)
-    together = core(chunks, torch.tensor([0, 5, 11], dtype=torch.int32))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_core_steps_equal_its_forward(family):
+    core = from_small_teacher(small_teacher(family)).core
+    chunks = torch.randn(17, 32, generator=torch.Generator().manual_seed(0))
+    together = core(chunks, torch.tensor([0, 8, 17], dtype=torch.int32))
     caches = [core.empty_cache(), core.empty_cache()]
-    for t in range(5):
-        step = core.step(chunks[[t, 5 + t]], caches)
-        torch.testing.assert_close(step, together[[t, 5 + t]], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(core.step(chunks[[10]], caches[1:]), together[[10]], atol=1e-5, rtol=1e-4)
+    for t in range(8):
+        step = core.step(chunks[[t, 8 + t]], caches)
+        torch.testing.assert_close(step, together[[t, 8 + t]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(core.step(chunks[[16]], caches[1:]), together[[16]], atol=1e-5, rtol=1e-4)
 
 
 def test_bos_is_a_chunk_of_its_own(model):
