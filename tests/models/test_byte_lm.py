@@ -37,22 +37,24 @@ def test_step_equals_forward_for_several_sequences(model, lookahead):
         torch.testing.assert_close(logits, output.logits.view(sequences, length, -1)[:, t], atol=1e-5, rtol=1e-4)
 
 
-def future_changes(model: ByteLM, position: int) -> float:
-    """How much the logits up to a position move when all bytes and bits after it change."""
+def future_changes(model: ByteLM, position: int, *, flip_bits: bool = False) -> float:
+    """How much the logits up to a position move when all bytes after it change, and all bits too where asked."""
     ids, cu_seqlens = packed_bytes([24])
     boundary = model(ids, cu_seqlens).routing.boundary.clone()
     boundary[position] = True
     other = ids.clone()
     other[position + 1 :] = (other[position + 1 :] + 77) % 254
-    flipped = torch.where(torch.arange(24) > position, ~boundary, boundary)
+    later = torch.where(torch.arange(24) > position, boundary ^ flip_bits, boundary)
     with torch.no_grad():
-        rows = [model(x, cu_seqlens, b).logits[: position + 1] for x, b in ((ids, boundary), (other, flipped))]
+        rows = [model(x, cu_seqlens, b).logits[: position + 1] for x, b in ((ids, boundary), (other, later))]
     return float((rows[0] - rows[1]).abs().max())
 
 
 @pytest.mark.parametrize("position", [3, 11, 20])
 def test_logits_do_not_know_later_bytes(model, position):
     assert future_changes(model, position) == 0.0
+    # Other bits make another number of chunks, and the matrix library may round other shapes otherwise.
+    assert future_changes(model, position, flip_bits=True) < 1e-5
 
 
 def test_the_lookahead_weight_leaks():
