@@ -50,7 +50,7 @@ def ssd_scan_op(
 
 @ssd_scan_op.register_fake
 def _(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    _, heads, headdim = x.shape
+    heads, headdim = x.shape[1:]
     states = (cu_seqlens.shape[0] - 1, heads, headdim, B.shape[2])
     return x.new_empty(x.shape), x.new_empty(states, dtype=accumulation_dtype(x.dtype))
 
