@@ -7,6 +7,7 @@ The choice is made per call, by device and arguments. ``BYTEKERNELS_IMPL=referen
 import contextlib
 import contextvars
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,18 +37,21 @@ class Implementation:
     Attributes:
         module: imported on first use, so that importing bytekernels imports neither Triton nor the extension.
         devices: device types that it serves, or None for all.
+        on_request: device types that it serves besides, but only when it is forced.
         why_not: called with the op's arguments; the reason why it can't serve them, or None.
     """
 
     module: str
     devices: tuple[str, ...] | None = None
+    on_request: tuple[str, ...] = ()
     why_not: Callable[..., str | None] = field(default=lambda *args: None)
 
     def function(self, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(self.module), name)
 
-    def refusal(self, device: str, args: tuple[Any, ...]) -> str | None:
-        if self.devices is not None and device not in self.devices:
+    def refusal(self, device: str, args: tuple[Any, ...], *, forced: bool = False) -> str | None:
+        served = forced and device in self.on_request
+        if self.devices is not None and device not in self.devices and not served:
             return f"serves {' and '.join(self.devices)} tensors, got {device}"
         return self.why_not(*args)
 
@@ -75,7 +79,7 @@ class Dispatch:
             raise RuntimeError(f"{self.op} has no {forced!r} implementation; it has {', '.join(self.implementations)}")
         refusals = []
         for name in [forced] if forced else self.implementations:
-            reason = self.implementations[name].refusal(device, args)
+            reason = self.implementations[name].refusal(device, args, forced=forced is not None)
             if reason is None:
                 return name
             refusals.append(f"{name}: {reason}")
@@ -100,6 +104,29 @@ def extension_refusal() -> str | None:
 def reference(room: str) -> Implementation:
     """The plain PyTorch implementation of the room, which serves every device and dtype."""
     return Implementation(f"bytekernels.{room}.reference")
+
+
+def triton(room: str) -> Implementation:
+    """The room's Triton kernels: CUDA tensors, and on request CPU tensors through Triton's interpreter.
+
+    float64 is left to the reference. The interpreter takes float32 alone: it gets narrower sums wrong without a word.
+    """
+    return Implementation(f"bytekernels.{room}.triton", devices=("cuda",), on_request=("cpu",), why_not=_triton_refusal)
+
+
+def _triton_refusal(*args: Any) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; run `pip install triton`"
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if torch.float64 in dtypes:
+        return "takes float32, float16 and bfloat16, got float64"
+    if tensors[0].device.type != "cpu":
+        return None
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "serves CPU tensors only where TRITON_INTERPRET=1 was set before Triton was imported"
+    narrow = sorted(str(dtype) for dtype in dtypes - {torch.float32})
+    return f"takes float32 alone on the CPU, got {', '.join(narrow)}" if narrow else None
 
 
 def vjp(

@@ -29,5 +29,6 @@ class Router(nn.Module):
             ids: uint8 [T], the bytes.
             cu_seqlens: int32 [S+1].
         """
-        routing = bytekernels.route(self.q_proj(h), self.k_proj(h), cu_seqlens, lookahead=self.lookahead)
-        return bytekernels.routing_of(routing.boundary | (ids == BOS), cu_seqlens, routing.prob)
+        return bytekernels.route(
+            self.q_proj(h), self.k_proj(h), cu_seqlens, lookahead=self.lookahead, required=ids == BOS
+        )

@@ -1,31 +1,38 @@
 """dechunk as a torch.library op."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bytekernels import dispatch
 from bytekernels.route import Routing
 
-_dechunk = dispatch.Dispatch("dechunk", reference=dispatch.reference("dechunk"))
-_dechunk_backward = dispatch.Dispatch("dechunk_backward", reference=dispatch.reference("dechunk"))
+_implementations = dict(
+    triton=dispatch.triton("dechunk"),
+    reference=dispatch.reference("dechunk"),
+)
+_dechunk = dispatch.Dispatch("dechunk", **_implementations)
+_dechunk_backward = dispatch.Dispatch("dechunk_backward", **_implementations)
 
 
 @torch.library.custom_op("bytekernels::dechunk", mutates_args=())
 def dechunk_op(
     chunks: Tensor,
     chunk_of: Tensor,
+    index: Tensor,
     cu_chunks: Tensor,
     weight: Tensor | None,
     null: Tensor | None,
     residual: Tensor | None,
     confidence: Tensor | None,
 ) -> Tensor:
-    return _dechunk(chunks, chunk_of, cu_chunks, weight, null, residual, confidence)
+    return _dechunk(chunks, chunk_of, index, cu_chunks, weight, null, residual, confidence)
 
 
 @dechunk_op.register_fake
 def _(chunks: Tensor, chunk_of: Tensor, *options: Tensor | None) -> Tensor:
-    residual = options[3]
+    residual = options[4]
     dtype = chunks.dtype if residual is None else torch.promote_types(chunks.dtype, residual.dtype)
     return chunks.new_empty(chunk_of.shape[0], chunks.shape[1], dtype=dtype)
 
@@ -35,13 +42,13 @@ def dechunk_backward_op(
     du: Tensor,
     chunks: Tensor,
     chunk_of: Tensor,
+    index: Tensor,
     cu_chunks: Tensor,
     weight: Tensor | None,
     null: Tensor | None,
-    residual: Tensor | None,
     confidence: Tensor | None,
 ) -> list[Tensor]:
-    return _dechunk_backward(du, chunks, chunk_of, cu_chunks, weight, null, residual, confidence)
+    return _dechunk_backward(du, chunks, chunk_of, index, cu_chunks, weight, null, confidence)
 
 
 @dechunk_backward_op.register_fake
@@ -49,7 +56,23 @@ def _(du: Tensor, *inputs: Tensor | None) -> list[Tensor]:
     return dispatch.fake_gradients(inputs)
 
 
-dispatch.register_gradients(dechunk_op, dechunk_backward_op)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *layout, weight, null, residual, confidence = inputs
+    ctx.residual_dtype = None if residual is None else residual.dtype
+    ctx.save_for_backward(*layout, weight, null, confidence)
+
+
+def _differentiate(ctx: Any, du: Tensor) -> tuple[Tensor | None, ...]:
+    du = du.contiguous()
+    *_, weight, null, confidence = ctx.saved_tensors
+    dchunks, *rest = dechunk_backward_op(du, *ctx.saved_tensors)
+    given = iter(rest)
+    dweight, dnull, dconfidence = (None if value is None else next(given) for value in (weight, null, confidence))
+    dresidual = None if ctx.residual_dtype is None else du.to(ctx.residual_dtype)
+    return dchunks, None, None, None, dweight, dnull, dresidual, dconfidence
+
+
+dechunk_op.register_autograd(_differentiate, setup_context=_setup)
 
 
 def dechunk(
@@ -77,7 +100,8 @@ def dechunk(
             ``<du_t, u_t>`` as its gradient.
 
     Returns:
-        [T, D] in chunks' dtype, promoted with the residual's. Sums are carried in float32 (float64 for float64).
+        [T, D] in chunks' dtype, promoted with the residual's. Sums are carried in float32 (float64 for float64). Rows
+        of bytes whose chunk found no room in the routing's capacity are NaN.
 
     Raises:
         ValueError: shapes that do not match.
@@ -97,4 +121,4 @@ def dechunk(
     for name, (value, shape) in expected.items():
         if value is not None and list(value.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {list(value.shape)}")
-    return dechunk_op(chunks, routing.chunk_of, routing.cu_chunks, weight, null, residual, confidence)
+    return dechunk_op(chunks, routing.chunk_of, routing.index, routing.cu_chunks, weight, null, residual, confidence)

@@ -59,6 +59,7 @@ def _is_first(cu_chunks: Tensor, total: int) -> Tensor:
 def dechunk(
     chunks: Tensor,
     chunk_of: Tensor,
+    index: Tensor,
     cu_chunks: Tensor,
     weight: Tensor | None,
     null: Tensor | None,
@@ -69,9 +70,11 @@ def dechunk(
     wide = accumulation_dtype(dtype)
     z = chunks.to(wide)
     if weight is not None:
-        z = ema(z, weight.to(wide), cu_chunks)
-    before = z.new_zeros(1, z.shape[1]) if null is None else null.to(wide)[None]  # the row of bytes before any chunk
-    u = F.embedding(_row_of(chunk_of, chunks.shape[0]), torch.cat([z, before]))  # [T, D]
+        z, weight, cu_chunks = _held(z, weight.to(wide), cu_chunks)
+        z = F.pad(ema(z, weight, cu_chunks), (0, 0, 0, chunks.shape[0] - z.shape[0]))
+    before = z.new_zeros(1, z.shape[1]) if null is None else null.to(wide)[None]
+    lost = torch.full_like(before, torch.nan)
+    u = F.embedding(_row_of(chunk_of, chunks.shape[0]), torch.cat([z, before, lost]))  # [T, D]
     if confidence is not None:
         confidence = confidence.to(wide)
         u = u * (1 + (confidence - confidence.detach()))[:, None]  # 1 exactly, with the gradient of confidence
@@ -84,29 +87,39 @@ def dechunk_backward(
     du: Tensor,
     chunks: Tensor,
     chunk_of: Tensor,
+    index: Tensor,
     cu_chunks: Tensor,
     weight: Tensor | None,
     null: Tensor | None,
-    residual: Tensor | None,
     confidence: Tensor | None,
 ) -> list[Tensor]:
-    """Gradients of chunks, weight, null, residual and confidence, without those that are None."""
+    """Gradients of chunks, weight, null and confidence, without those that are None. The residual's is du."""
     wide = accumulation_dtype(du.dtype)
     count = chunks.shape[0]
     gradient = du.to(wide)
-    sums = torch.ops.aten.embedding_dense_backward(gradient, _row_of(chunk_of, count), count + 1, -1, False)
-    dchunks, dnull = sums[:-1], sums[-1]
+    rows = _row_of(chunk_of, count)
+    sums = torch.ops.aten.embedding_dense_backward(gradient, rows, count + 2, -1, False)
+    dchunks, dnull = sums[:count], sums[count]
     dweight = None
     if weight is not None:
-        dchunks, dweight = ema_backward(dchunks, chunks.to(wide), weight.to(wide), cu_chunks)
+        held, held_weight, cu_held = _held(chunks.to(wide), weight.to(wide), cu_chunks)
+        room = count - held.shape[0]
+        dchunks, dweight = ema_backward(dchunks[: held.shape[0]], held, held_weight, cu_held)
+        dchunks, dweight = F.pad(dchunks, (0, 0, 0, room)), F.pad(dweight, (0, room))
     dconfidence = None
     if confidence is not None:
-        u = dechunk(chunks.to(wide), chunk_of, cu_chunks, weight, null, None, None)
+        u = dechunk(chunks.to(wide), chunk_of, index, cu_chunks, weight, null, None, None)
         dconfidence = (gradient * u).sum(-1)
-    pairs = [(dchunks, chunks), (dweight, weight), (dnull, null), (du, residual), (dconfidence, confidence)]
+    pairs = [(dchunks, chunks), (dweight, weight), (dnull, null), (dconfidence, confidence)]
     return [value.to(like.dtype, copy=True) for value, like in pairs if value is not None and like is not None]
 
 
+def _held(chunks: Tensor, weight: Tensor, cu_chunks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The chunks that the batch has and that have found room, their weights, and their offsets."""
+    count = min(int(cu_chunks[-1]), chunks.shape[0])
+    return chunks[:count], weight[:count], cu_chunks.clamp(max=count)
+
+
 def _row_of(chunk_of: Tensor, count: int) -> Tensor:
-    """The row of each byte in the chunks followed by the null row."""
-    return torch.where(chunk_of < 0, count, chunk_of)
+    """The row of each byte in the chunks followed by null and the row of those that found no room."""
+    return torch.where(chunk_of < 0, count, torch.where(chunk_of >= count, count + 1, chunk_of))

@@ -6,6 +6,7 @@ starts (Hwang et al. 2025, arXiv 2507.07955, equation 4).
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bytekernels.ragged import accumulation_dtype, segment_ids
 
@@ -51,7 +52,7 @@ def _forced(cu_seqlens: Tensor, total: int, lookahead: bool) -> Tensor:
     return edges[1:] if lookahead else edges[:-1]
 
 
-def chunk_layout(boundary: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def chunk_layout(boundary: Tensor, cu_seqlens: Tensor, capacity: int | None) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.zeros(boundary.shape[0] + 1, dtype=torch.int32, device=boundary.device)
     torch.cumsum(boundary, 0, dtype=torch.int32, out=counts[1:])
     cu_chunks = counts[cu_seqlens.to(torch.int64)]
@@ -59,19 +60,25 @@ def chunk_layout(boundary: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, 
     first = cu_chunks[segment_ids(cu_seqlens, boundary.shape[0])]
     chunk_of = torch.where(newest >= first, newest, -1)
     index = boundary.nonzero().flatten().to(torch.int32)
+    if capacity is not None:
+        index = F.pad(index[:capacity], (0, max(0, capacity - index.shape[0])), value=-1)
     return chunk_of, index, cu_chunks
 
 
-def route(q: Tensor, k: Tensor, cu_seqlens: Tensor, lookahead: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def route(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, required: Tensor | None, lookahead: bool, capacity: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     prob = boundary_probability(q, k, cu_seqlens, lookahead)
-    boundary = prob >= 0.5
-    return prob, boundary, *chunk_layout(boundary, cu_seqlens)
+    boundary = prob >= 0.5 if required is None else (prob >= 0.5) | required
+    return prob, boundary, *chunk_layout(boundary, cu_seqlens, capacity)
 
 
-def gather_chunks(h: Tensor, index: Tensor) -> Tensor:
-    return h[index.to(torch.int64)]
+def gather_chunks(h: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
+    """Row index[m] of h for each chunk; index -1 takes the row of zeros that is put last."""
+    return F.pad(h, (0, 0, 0, 1))[index.to(torch.int64)]
 
 
-def gather_chunks_backward(de: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Scatter of de's rows to the bytes that they came from; a byte ends at most one chunk, so nothing is summed."""
-    return de.new_zeros(rows, de.shape[1]).index_copy_(0, index.to(torch.int64), de)
+def gather_chunks_backward(de: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
+    """Scatter of de's rows to the bytes that they came from; a byte has at most one chunk, so nothing is summed."""
+    real = index >= 0
+    return de.new_zeros(chunk_of.shape[0], de.shape[1]).index_copy_(0, index[real].to(torch.int64), de[real])

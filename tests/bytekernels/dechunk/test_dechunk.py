@@ -1,4 +1,4 @@
-"""dechunk against a loop over chunks and bytes; packed against one by one; straight-through confidence."""
+"""The specification of dechunk against a loop over chunks and bytes; straight-through confidence; capacity."""
 
 import itertools
 
@@ -68,25 +68,6 @@ def test_confidence_is_one_forward_and_a_gradient_backward():
     assert torch.equal(dresidual, du)
 
 
-def test_packed_is_one_by_one():
-    lengths = [9, 0, 1, 40, 17]
-    routing, chunks, options = make(lengths, dtype=torch.float32)
-    cu, _ = ragged(lengths)
-    out = bytekernels.dechunk(chunks, routing, **options)
-    out_gradients = torch.autograd.grad(out, [chunks, options["weight"]], torch.ones_like(out))
-    for s, length in enumerate(lengths):
-        rows, ones = slice(int(cu[s]), int(cu[s + 1])), slice(*routing.cu_chunks[s : s + 2].tolist())
-        alone_routing = bytekernels.routing_of(routing.boundary[rows], ragged([length])[0])
-        part = {"weight": ones, "null": slice(None), "residual": rows, "confidence": rows}
-        alone = bytekernels.dechunk(
-            chunks[ones], alone_routing, **{name: options[name][taken] for name, taken in part.items()}
-        )
-        assert torch.equal(alone, out[rows])
-        alone_gradients = torch.autograd.grad(alone, [chunks, options["weight"]], torch.ones_like(alone))
-        for got, want in zip(alone_gradients, out_gradients, strict=True):
-            assert torch.equal(got[ones], want[ones])
-
-
 def test_long_averages_are_exact_for_any_weight():
     boundary = torch.ones(600, dtype=torch.bool)
     routing, chunks, _ = make([600], boundary)
@@ -95,6 +76,31 @@ def test_long_averages_are_exact_for_any_weight():
     out = bytekernels.dechunk(chunks, routing, weight=weight)
     assert_close(out, by_hand(chunks, routing, weight))
     assert_close(out[-1], out[299])
+
+
+def test_room_left_is_ignored_and_room_missing_is_nan():
+    lengths, boundary = [4, 0, 3], torch.tensor([0, 1, 0, 1, 0, 0, 1], dtype=torch.bool)
+    exact, chunks, options = make(lengths, boundary)
+    cu, _ = ragged(lengths)
+    out = bytekernels.dechunk(chunks, exact, **options)
+    exact_gradients = gradients(out, [chunks, *options.values()])
+
+    def padded(value, rows, fill):
+        filling = torch.full((rows, *value.shape[1:]), fill, dtype=value.dtype)
+        return torch.cat([value.detach(), filling]).requires_grad_()
+
+    roomy = bytekernels.routing_of(boundary, cu, capacity=5)
+    more = padded(chunks, 2, torch.nan), {**options, "weight": padded(options["weight"], 2, torch.nan)}
+    with_room = bytekernels.dechunk(more[0], roomy, **more[1])
+    assert torch.equal(with_room, out)
+    for got, want in zip(gradients(with_room, [more[0], *more[1].values()]), exact_gradients, strict=True):
+        assert torch.equal(got[: len(want)], want)
+        assert not got[len(want) :].any()
+
+    tight = bytekernels.routing_of(boundary, cu, capacity=2)
+    less = bytekernels.dechunk(chunks[:2], tight, **{**options, "weight": options["weight"][:2]})
+    assert torch.equal(less[:6], out[:6])
+    assert less[6].isnan().all()
 
 
 def test_output_dtype_follows_chunks_and_residual():
@@ -123,7 +129,7 @@ def test_gradcheck():
     weight, null, residual, _ = options.values()
 
     def call(chunks, weight, null, residual):
-        return reference.dechunk(chunks, routing.chunk_of, routing.cu_chunks, weight, null, residual, None)
+        return reference.dechunk(chunks, *routing[2:], weight, null, residual, None)
 
     assert torch.autograd.gradcheck(call, (chunks, weight, null, residual))
     assert torch.autograd.gradcheck(lambda c: call(c, None, None, None), (chunks,))
@@ -136,10 +142,10 @@ def test_gradcheck():
 @pytest.mark.parametrize("lengths", [[7, 0, 1, 6], [0], []])
 def test_opcheck(lengths):
     routing, chunks, options = make(lengths, dtype=torch.float32)
-    layout = (routing.chunk_of, routing.cu_chunks)
+    layout = routing[2:]
     torch.library.opcheck(op.dechunk_op, (chunks, *layout, *options.values()))
     torch.library.opcheck(op.dechunk_op, (chunks, *layout, None, None, None, None))
-    detached = [value.detach() for value in options.values()]
+    detached = [options[name].detach() for name in ("weight", "null", "confidence")]
     du = torch.randn(sum(lengths), 3)
     torch.library.opcheck(op.dechunk_backward_op, (du, chunks.detach(), *layout, *detached))
 

@@ -1,4 +1,4 @@
-"""Routing against a loop over bytes; packed against one by one; the gradient through prob and through gathered rows."""
+"""The specification of routing against a loop over bytes; its gradients, its capacity, its arguments."""
 
 import itertools
 
@@ -71,27 +71,6 @@ def test_any_boundaries_give_their_layout(lengths, data):
     assert torch.equal(routing.prob, boundary.float())
 
 
-@pytest.mark.parametrize("lookahead", [True, False])
-def test_packed_is_one_by_one(lookahead):
-    lengths = [7, 0, 1, 13]
-    cu, total = ragged(lengths)
-    q, k = make(total, dtype=torch.float32)
-    packed = bytekernels.route(q, k, cu, lookahead=lookahead)
-    packed_gradients = gradients(packed.prob, (q, k))
-    dprob = torch.randn(total, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
-    chunks = 0
-    for s, length in enumerate(lengths):
-        rows = slice(int(cu[s]), int(cu[s + 1]))
-        alone = bytekernels.route(q[rows], k[rows], ragged([length])[0], lookahead=lookahead)
-        assert torch.equal(alone.prob, packed.prob[rows])
-        assert torch.equal(alone.index + cu[s], packed.index[packed.cu_chunks[s] : packed.cu_chunks[s + 1]])
-        chunk_of = packed.chunk_of[rows]
-        assert torch.equal(torch.where(alone.chunk_of < 0, -1, alone.chunk_of + chunks), chunk_of)
-        chunks += alone.index.numel()
-        for got, want in zip(torch.autograd.grad(alone.prob, (q, k), dprob[rows]), packed_gradients, strict=True):
-            assert torch.equal(got[rows], want[rows])
-
-
 def test_no_sequences_at_all():
     cu = torch.zeros(1, dtype=torch.int32)
     routing = bytekernels.route(*make(0), cu)
@@ -150,6 +129,35 @@ def test_prob_stays_within_zero_and_one():
     assert opposed.min() > 1 - 1e-6
 
 
+def test_required_bytes_are_boundaries_and_keep_their_prob():
+    cu, total = ragged([6, 0, 3])
+    q, k = make(total)
+    required = torch.tensor([1, 0, 0, 1, 0, 0, 1, 0, 0], dtype=torch.bool)
+    free, routing = bytekernels.route(q, k, cu), bytekernels.route(q, k, cu, required=required)
+    assert torch.equal(routing.prob, free.prob)
+    assert torch.equal(routing.boundary, free.boundary | required)
+    assert routing.index.tolist() == by_hand(routing.boundary.tolist(), cu.tolist())[1]
+
+
+def test_capacity_fixes_the_shapes_and_loses_nothing_silently():
+    cu, total = ragged([4, 0, 3])
+    boundary = torch.tensor([0, 1, 0, 1, 0, 0, 1], dtype=torch.bool)
+    exact = bytekernels.routing_of(boundary, cu)
+    h = make(total)[0]
+    roomy = bytekernels.routing_of(boundary, cu, capacity=5)
+    assert roomy.index.tolist() == [1, 3, 6, -1, -1]
+    assert torch.equal(bytekernels.gather_chunks(h, roomy)[3:], torch.zeros(2, 4, dtype=h.dtype))
+    assert roomy.check() is roomy and not roomy.overflow
+    tight = bytekernels.routing_of(boundary, cu, capacity=2)
+    assert tight.index.tolist() == [1, 3]
+    assert tight.overflow
+    with pytest.raises(RuntimeError, match="3 chunks, but capacity=2: route with a larger capacity"):
+        tight.check()
+    for routing in (roomy, tight):
+        assert torch.equal(routing.cu_chunks, exact.cu_chunks)
+        assert torch.equal(routing.chunk_of, exact.chunk_of)
+
+
 def test_gathered_rows_give_their_gradient_back_once():
     cu, total = ragged([4, 0, 3])
     boundary = torch.tensor([0, 1, 0, 1, 0, 0, 1], dtype=torch.bool)
@@ -175,7 +183,8 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(
             lambda q, k, lookahead=lookahead: bytekernels.route(q, k, cu, lookahead=lookahead).prob, (q, k)
         )
-    assert torch.autograd.gradcheck(lambda h: reference.gather_chunks(h, index), (q,))
+    chunk_of = bytekernels.chunk_layout(torch.arange(total) % 5 == 1, cu)[0]
+    assert torch.autograd.gradcheck(lambda h: reference.gather_chunks(h, index, chunk_of), (q,))
 
 
 @pytest.mark.parametrize("lengths", [[3, 0, 1, 5], [0], []])
@@ -183,13 +192,13 @@ def test_opcheck(lengths):
     cu, total = ragged(lengths)
     q, k = make(total, dtype=torch.float32)
     boundary = torch.arange(total) % 2 == 0
-    index = boundary.nonzero().flatten().int()
-    torch.library.opcheck(op.route_op, (q, k, cu, True))
-    arguments = (torch.randn(total), q.detach(), k.detach(), cu, True)
-    torch.library.opcheck(op.route_backward_op, arguments)
-    torch.library.opcheck(op.chunk_layout_op, (boundary, cu))
-    torch.library.opcheck(op.gather_chunks_op, (q, index))
-    torch.library.opcheck(op.gather_chunks_backward_op, (torch.randn(index.numel(), 4), index, total))
+    for capacity in (None, 3):
+        chunk_of, index, _ = bytekernels.chunk_layout(boundary, cu, capacity=capacity)
+        torch.library.opcheck(op.route_op, (q, k, cu, boundary, True, capacity))
+        torch.library.opcheck(op.chunk_layout_op, (boundary, cu, capacity))
+        torch.library.opcheck(op.gather_chunks_op, (q, index, chunk_of))
+        torch.library.opcheck(op.gather_chunks_backward_op, (torch.randn(index.numel(), 4), index, chunk_of))
+    torch.library.opcheck(op.route_backward_op, (torch.randn(total), q.detach(), k.detach(), cu, True))
 
 
 def test_arguments_are_checked():
@@ -208,5 +217,11 @@ def test_arguments_are_checked():
         bytekernels.chunk_layout(boundary[None], cu)
     with pytest.raises(ValueError, match=r"prob must have boundary's shape \[5\], got \[3\]"):
         bytekernels.routing_of(boundary, cu, torch.ones(3))
+    with pytest.raises(TypeError, match=r"required must be bool, got torch\.uint8"):
+        bytekernels.route(q, k, cu, required=boundary.to(torch.uint8))
+    with pytest.raises(ValueError, match=r"required must have shape \[5\], a flag a byte, got \[4\]"):
+        bytekernels.route(q, k, cu, required=boundary[:4])
+    with pytest.raises(ValueError, match=r"capacity must be at least 0, .* got -1"):
+        bytekernels.chunk_layout(boundary, cu, capacity=-1)
     with pytest.raises(ValueError, match=r"h must have shape \[5, D\], a row a byte, got \[4, 4\]"):
         bytekernels.gather_chunks(q[:4], bytekernels.routing_of(boundary, cu))

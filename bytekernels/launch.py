@@ -1,0 +1,67 @@
+"""What the rooms' ``triton.py`` share: device helpers, block sizes, and the device that a launch goes to."""
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096  # elements that a program holds of one operand: 32 float32 registers a thread at 4 warps
+
+
+def on_device(tensor: Tensor) -> Any:
+    """The context in which kernels are launched on the tensor's device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def search_steps(entries: int) -> int:
+    """Halvings after which :func:`first_at_or_after` has one of ``entries + 1`` answers left."""
+    return entries.bit_length()
+
+
+def whole_rows(width: int) -> tuple[int, int, int]:
+    """(rows, padded width, warps) of a block of whole rows of ``width`` elements."""
+    padded = triton.next_power_of_2(width)
+    return max(1, min(128, BLOCK // padded)), padded, max(4, min(16, padded // 1024))
+
+
+def row_pieces(width: int) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a block of pieces of rows of ``width`` elements."""
+    columns = min(512, triton.next_power_of_2(width))
+    return 8, columns, max(1, min(4, columns // 128))
+
+
+@triton.jit
+def first_at_or_after(p_values, entries, o_wanted, steps):
+    """The first index in [0, entries] whose value is at least the wanted one; values do not decrease."""
+    o_low = o_wanted * 0
+    o_high = o_low + entries
+    for _ in range(steps):
+        o_middle = (o_low + o_high) // 2
+        m_open = o_low < o_high
+        m_below = tl.load(p_values + o_middle, mask=m_open, other=0) < o_wanted
+        o_low = tl.where(m_open & m_below, o_middle + 1, o_low)
+        o_high = tl.where(m_open & ~m_below, o_middle, o_high)
+    return o_low
+
+
+@triton.jit(do_not_specialize=["parts", "length"])
+def sum_parts_kernel(p_parts, p_sums, parts, length, BLOCK_N: tl.constexpr):
+    """sums[n] = sum of parts[:, n], in their order."""
+    o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < length
+    b_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for i in range(parts):
+        b_sum += tl.load(p_parts + i * length.to(tl.int64) + o_n, mask=m_n, other=0.0)
+    tl.store(p_sums + o_n, b_sum, mask=m_n)
+
+
+def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over the first axis of float32 [P, N], in an order that P alone decides: [N] in the given dtype."""
+    sums = parts.new_empty(parts.shape[1], dtype=dtype)
+    if len(sums):
+        grid = (triton.cdiv(len(sums), 256),)
+        sum_parts_kernel[grid](parts, sums, parts.shape[0], parts.shape[1], BLOCK_N=256, num_warps=4)
+    return sums
