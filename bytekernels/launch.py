@@ -27,10 +27,13 @@ def whole_rows(width: int) -> tuple[int, int, int]:
     return max(1, min(128, BLOCK // padded)), padded, max(4, min(16, padded // 1024))
 
 
-def row_pieces(width: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a block of pieces of rows of ``width`` elements."""
+def row_pieces(width: int) -> tuple[int, int, dict[str, int]]:
+    """(rows, columns, launch options) of a block of pieces of rows of ``width`` elements.
+
+    A limit on registers that no kernel reaches keeps ptxas from spilling a few bytes to fit one more block on a chip.
+    """
     columns = min(512, triton.next_power_of_2(width))
-    return 8, columns, max(1, min(4, columns // 128))
+    return 8, columns, {"num_warps": max(1, min(8, columns // 64)), "maxnreg": 160}
 
 
 @triton.jit

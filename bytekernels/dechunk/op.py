@@ -8,8 +8,19 @@ from torch import Tensor
 from bytekernels import dispatch
 from bytekernels.route import Routing
 
+
+def _why_not_native(*args: Any) -> str | None:
+    """Why the extension can't serve these arguments of dechunk, or of its backward, or None."""
+    matrices = [value for value in args if isinstance(value, Tensor) and value.dim() == 2]  # du, chunks, residual
+    dtypes = [value.dtype for value in matrices]
+    if any(dtype not in (torch.float32, torch.bfloat16) for dtype in dtypes):
+        return f"rows must be float32 or bfloat16, got {', '.join(map(str, dtypes))}"
+    return dispatch.extension_refusal()
+
+
 _implementations = dict(
     triton=dispatch.triton("dechunk"),
+    native=dispatch.Implementation("bytekernels.dechunk.native", devices=("cpu",), why_not=_why_not_native),
     reference=dispatch.reference("dechunk"),
 )
 _dechunk = dispatch.Dispatch("dechunk", **_implementations)

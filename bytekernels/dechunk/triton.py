@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bytekernels.launch import on_device, row_pieces, search_steps, sum_parts
 
-CHUNKS = tl.constexpr(8)  # chunks of a tile
+CHUNKS = tl.constexpr(16)  # chunks of a tile
 NEGLIGIBLE = tl.constexpr(2.0**-32)  # influence that a float32 sum no longer sees
 EDGE_ROWS = 512  # rows that one program searches for bytes without a chunk
 
@@ -84,9 +84,9 @@ def rows_kernel(
         m_t = o_t < rows
         o_m = tl.load(p_chunk_of + o_t, mask=m_t, other=0).to(tl.int64)
         m_held = (o_m >= 0) & (o_m < capacity)
-        m_u = m_t if HOLD else m_t & ~m_held
-        if HOLD or tl.sum(m_u.to(tl.int32), 0) > 0:
-            m_u = m_u[:, None] & m_d
+        m_own = m_t if HOLD else m_t & ~m_held
+        if HOLD or tl.sum(m_own.to(tl.int32), 0) > 0:
+            m_u = m_own[:, None] & m_d
             b_u = tl.where((o_m >= capacity)[:, None] & m_d, float("nan"), 0.0)
             if HAS_NULL:
                 b_null = tl.load(p_null + o_d, mask=m_d, other=0.0).to(tl.float32)
@@ -142,6 +142,37 @@ def average_kernel(
                 o_t += BLOCK_T
 
 
+@triton.jit
+def _sum_of_bytes(
+    p_du,
+    p_chunk_of,
+    p_part,
+    o_m,
+    o_t,
+    b_z,
+    o_d,
+    rows,
+    D: tl.constexpr,
+    HAS_CONFIDENCE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Sum of du over the bytes of chunk m, which begin at o_t; stores their <du_t, z_m>."""
+    b_dz = tl.zeros([BLOCK_D], dtype=tl.float32)
+    o_t += tl.arange(0, BLOCK_T)
+    n_rows = BLOCK_T
+    while n_rows == BLOCK_T:
+        m_t = tl.load(p_chunk_of + o_t, mask=o_t < rows, other=-1) == o_m
+        m_du = m_t[:, None] & (o_d < D)[None, :]
+        b_du = tl.load(p_du + o_t[:, None] * D + o_d[None, :], mask=m_du, other=0.0).to(tl.float32)
+        b_dz += tl.sum(b_du, 0)
+        if HAS_CONFIDENCE:
+            tl.store(p_part + o_t, tl.sum(b_du * b_z[None, :], 1), mask=m_t)
+        n_rows = tl.sum(m_t.to(tl.int32), 0)
+        o_t += BLOCK_T
+    return b_dz
+
+
 @triton.heuristics(
     {
         "HAS_WEIGHT": lambda args: args["p_weight"] is not None,
@@ -149,14 +180,16 @@ def average_kernel(
     }
 )
 @triton.jit(do_not_specialize=["rows", "sequences", "capacity", "steps"])
-def segment_kernel(
+def backward_kernel(
     p_du,
     p_chunks,
     p_chunk_of,
     p_index,
     p_cu_chunks,
     p_weight,
-    p_dz,
+    p_z,
+    p_dchunks,
+    p_dweight,
     p_dconfidence,
     rows,
     sequences,
@@ -168,36 +201,62 @@ def segment_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dz_m = sum of du over the bytes of chunk m, 0 for room left; this block of D's part of <du_t, z_m>."""
-    o_first, o_end, o_start, _, m_room = _tile(p_cu_chunks, sequences, capacity, steps)
+    """g_m = sum of du over the bytes of m + (1 - w_{m+1}) g_{m+1}; dc_m = w_m g_m; and this block of D's parts of
+    dw_m = <g_m, c_m - z_{m-1}> and dconfidence_t = <du_t, z_m>. Zeros for room that is left."""
+    o_first, o_end, o_start, o_stop, m_room = _tile(p_cu_chunks, sequences, capacity, steps)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    b_z = tl.zeros([BLOCK_D], dtype=tl.float32)
-    if HAS_WEIGHT and HAS_CONFIDENCE:
-        b_z = _average_before(p_chunks, p_weight, o_first, o_end, o_start, o_d, D, BLOCK_D)
-    for o_m in range(o_first, o_end):
-        o_row = o_m * D
-        if HAS_CONFIDENCE:
-            b_c = tl.load(p_chunks + o_row + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+    m_d = o_d < D
+    b_zero = tl.zeros([BLOCK_D], dtype=tl.float32)
+    p_part = p_dconfidence
+    if HAS_CONFIDENCE:
+        p_part += tl.program_id(1) * rows.to(tl.int64)
+    if HAS_WEIGHT:
+        p_dweight += tl.program_id(1) * capacity.to(tl.int64)
+    if (o_first < o_end) & m_room:
+        for o_m in range(o_first, o_end):
+            tl.store(p_dchunks + o_m * D + o_d, b_zero, mask=m_d)
             if HAS_WEIGHT:
-                w = tl.load(p_weight + o_m).to(tl.float32)
-                w = tl.where(o_m == o_start, 1.0, w)
+                tl.store(p_dweight + o_m, 0.0)
+    elif o_first < o_end:
+        b_carry = b_zero  # (1 - w_{m+1}) g_{m+1}
+        if HAS_WEIGHT:
+            b_z = _average_before(p_chunks, p_weight, o_first, o_end, o_start, o_d, D, BLOCK_D)
+            for o_m in range(o_first, o_end):  # z_{m-1} of each chunk, to be read in reverse
+                tl.store(p_z + o_m * D + o_d, b_z, mask=m_d)
+                w = tl.where(o_m == o_start, 1.0, tl.load(p_weight + o_m).to(tl.float32))
+                b_c = tl.load(p_chunks + o_m * D + o_d, mask=m_d, other=0.0).to(tl.float32)
                 b_z = w * b_c + (1.0 - w) * b_z
+            tl.debug_barrier()  # what one thread has stored another may read
+            influence = tl.full([], 1.0, dtype=tl.float32)
+            o_later = o_end
+            while (o_later < o_stop) & (influence > NEGLIGIBLE):
+                influence *= 1.0 - tl.load(p_weight + o_later).to(tl.float32)
+                o_t = tl.load(p_index + o_later).to(tl.int64)
+                b_carry += influence * _sum_of_bytes(
+                    p_du, p_chunk_of, p_part, o_later, o_t, b_zero, o_d, rows, D, False, BLOCK_T, BLOCK_D
+                )
+                o_later += 1
+        for i in range(o_end - o_first):
+            o_m = o_end - 1 - i
+            o_t = tl.load(p_index + o_m).to(tl.int64)
+            b_c = b_zero
+            if HAS_WEIGHT or HAS_CONFIDENCE:
+                b_c = tl.load(p_chunks + o_m * D + o_d, mask=m_d, other=0.0).to(tl.float32)
+            if HAS_WEIGHT:
+                w = tl.where(o_m == o_start, 1.0, tl.load(p_weight + o_m).to(tl.float32))
+                b_before = tl.load(p_z + o_m * D + o_d, mask=m_d, other=0.0)
+                b_z = w * b_c + (1.0 - w) * b_before
             else:
                 b_z = b_c
-        b_dz = tl.zeros([BLOCK_D], dtype=tl.float32)
-        o_t = tl.load(p_index + o_m).to(tl.int64) + tl.arange(0, BLOCK_T)
-        n_rows = tl.where(m_room, 0, BLOCK_T)
-        while n_rows == BLOCK_T:
-            m_t = tl.load(p_chunk_of + o_t, mask=o_t < rows, other=-1) == o_m
-            m_du = m_t[:, None] & (o_d < D)[None, :]
-            b_du = tl.load(p_du + o_t[:, None] * D + o_d[None, :], mask=m_du, other=0.0).to(tl.float32)
-            b_dz += tl.sum(b_du, 0)
-            if HAS_CONFIDENCE:
-                o_part = tl.program_id(1) * rows.to(tl.int64) + o_t
-                tl.store(p_dconfidence + o_part, tl.sum(b_du * b_z[None, :], 1), mask=m_t)
-            n_rows = tl.sum(m_t.to(tl.int32), 0)
-            o_t += BLOCK_T
-        tl.store(p_dz + o_row + o_d, b_dz, mask=o_d < D)
+            b_g = b_carry + _sum_of_bytes(
+                p_du, p_chunk_of, p_part, o_m, o_t, b_z, o_d, rows, D, HAS_CONFIDENCE, BLOCK_T, BLOCK_D
+            )
+            if HAS_WEIGHT:
+                tl.store(p_dweight + o_m, tl.where(o_m == o_start, 0.0, tl.sum(b_g * (b_c - b_before), 0)))
+                tl.store(p_dchunks + o_m * D + o_d, w * b_g, mask=m_d)
+                b_carry = (1.0 - w) * b_g
+            else:
+                tl.store(p_dchunks + o_m * D + o_d, b_g, mask=m_d)
 
 
 @triton.heuristics(
@@ -243,68 +302,6 @@ def edge_backward_kernel(
         tl.store(p_dnull + tl.program_id(0).to(tl.int64) * D + o_d, b_dnull, mask=o_d < D)
 
 
-@triton.jit(do_not_specialize=["sequences", "capacity", "steps"])
-def average_backward_kernel(
-    p_dz,
-    p_chunks,
-    p_cu_chunks,
-    p_weight,
-    p_dchunks,
-    p_dweight,
-    sequences,
-    capacity,
-    steps,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """g_m = dz_m + (1 - w_{m+1}) g_{m+1}; dc_m = w_m g_m; this block of D's part of dw_m = <g_m, c_m - z_{m-1}>."""
-    o_first, o_end, o_start, o_stop, m_room = _tile(p_cu_chunks, sequences, capacity, steps)
-    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_i = tl.arange(0, CHUNKS)
-    o_m = o_first + o_i
-    m_m = o_m < o_end
-    o_rows = o_m[:, None] * D + o_d[None, :]
-    m_rows = m_m[:, None] & (o_d < D)[None, :]
-    if (o_first < o_end) & m_room:
-        tl.store(p_dchunks + o_rows, tl.zeros([CHUNKS, BLOCK_D], dtype=tl.float32), mask=m_rows)
-        tl.store(
-            p_dweight + tl.program_id(1) * capacity.to(tl.int64) + o_m,
-            tl.zeros([CHUNKS], dtype=tl.float32),
-            mask=m_m,
-        )
-    elif o_first < o_end:
-        b_w = tl.load(p_weight + o_m, mask=m_m, other=0.0).to(tl.float32)
-        b_w = tl.where(o_m == o_start, 1.0, b_w)
-        b_c = tl.load(p_chunks + o_rows, mask=m_rows, other=0.0).to(tl.float32)  # [CHUNKS, BLOCK_D]
-        b_dz = tl.load(p_dz + o_rows, mask=m_rows, other=0.0)
-        # z_{m-1} of each chunk of the tile
-        b_z = _average_before(p_chunks, p_weight, o_first, o_end, o_start, o_d, D, BLOCK_D)
-        b_before = tl.zeros([CHUNKS, BLOCK_D], dtype=tl.float32)
-        for i in tl.static_range(CHUNKS):
-            m_i = (o_i == i)[:, None]
-            b_before = tl.where(m_i, b_z[None, :], b_before)
-            w = tl.sum(tl.where(o_i == i, b_w, 0.0), 0)
-            b_z = w * tl.sum(tl.where(m_i, b_c, 0.0), 0) + (1.0 - w) * b_z
-        # (1 - w) g of the chunk after the tile
-        b_carry = tl.zeros([BLOCK_D], dtype=tl.float32)
-        influence = tl.full([], 1.0, dtype=tl.float32)
-        o_later = o_end
-        while (o_later < o_stop) & (influence > NEGLIGIBLE):
-            influence *= 1.0 - tl.load(p_weight + o_later).to(tl.float32)
-            b_carry += influence * tl.load(p_dz + o_later * D + o_d, mask=o_d < D, other=0.0)
-            o_later += 1
-        b_g = tl.zeros([CHUNKS, BLOCK_D], dtype=tl.float32)
-        for j in tl.static_range(CHUNKS):
-            m_i = o_i == CHUNKS - 1 - j
-            b_g_i = tl.sum(tl.where(m_i[:, None], b_dz, 0.0), 0) + b_carry
-            b_g = tl.where(m_i[:, None], b_g_i[None, :], b_g)
-            m_real = o_first + CHUNKS - 1 - j < o_end
-            b_carry = tl.where(m_real, (1.0 - tl.sum(tl.where(m_i, b_w, 0.0), 0)) * b_g_i, b_carry)
-        tl.store(p_dchunks + o_rows, b_w[:, None] * b_g, mask=m_rows)
-        b_dw = tl.where(o_m == o_start, 0.0, tl.sum(b_g * (b_c - b_before), 1))
-        tl.store(p_dweight + tl.program_id(1) * capacity.to(tl.int64) + o_m, b_dw, mask=m_m)
-
-
 def dechunk(
     chunks: Tensor,
     chunk_of: Tensor,
@@ -320,7 +317,7 @@ def dechunk(
     u = chunks.new_empty(rows, width, dtype=dtype)
     chunks = chunks.contiguous()
     residual = None if residual is None else residual.contiguous()
-    block_t, block_d, warps = row_pieces(width)
+    block_t, block_d, options = row_pieces(width)
     across = triton.cdiv(width, block_d)
     tile_rows = block_t if weight is None else EDGE_ROWS
     with on_device(chunks):
@@ -337,7 +334,7 @@ def dechunk(
                 ROWS=tile_rows,
                 BLOCK_T=block_t,
                 BLOCK_D=block_d,
-                num_warps=warps,
+                **options,
             )
         if rows and width and weight is not None:
             sequences = len(cu_chunks) - 1
@@ -356,7 +353,7 @@ def dechunk(
                 D=width,
                 BLOCK_T=block_t,
                 BLOCK_D=block_d,
-                num_warps=warps,
+                **options,
             )
     return u
 
@@ -374,25 +371,29 @@ def dechunk_backward(
     rows, (capacity, width) = len(chunk_of), chunks.shape
     sequences = len(cu_chunks) - 1
     du, chunks = du.contiguous(), chunks.contiguous()
-    block_t, block_d, warps = row_pieces(width)
+    block_t, block_d, options = row_pieces(width)
     across = triton.cdiv(width, block_d)
-    tiles = (_tiles(capacity, sequences), across)
     edge_tiles = triton.cdiv(rows, EDGE_ROWS)
-    sums = du.new_empty(across, rows, dtype=torch.float32) if confidence is not None else None
-    dnull = du.new_empty(edge_tiles, width, dtype=torch.float32) if null is not None else None
-    dchunks = torch.empty_like(chunks)
-    dz = dchunks if weight is None else torch.empty_like(chunks, dtype=torch.float32)
+
+    def parts(needed: Tensor | None, *shape: int) -> Tensor | None:
+        return None if needed is None else du.new_empty(*shape, dtype=torch.float32)
+
+    dchunks, z = torch.empty_like(chunks), parts(weight, capacity, width)
+    dweight, dnull = parts(weight, across, capacity), parts(null, edge_tiles, width)
+    dconfidence = parts(confidence, across, rows)
     with on_device(du):
         if width:
-            segment_kernel[tiles](
+            backward_kernel[(_tiles(capacity, sequences), across)](
                 du,
                 chunks,
                 chunk_of,
                 index,
                 cu_chunks,
-                weight,
-                dz,
-                sums,
+                None if weight is None else weight.contiguous(),
+                z,
+                dchunks,
+                dweight,
+                dconfidence,
                 rows,
                 sequences,
                 capacity,
@@ -400,48 +401,25 @@ def dechunk_backward(
                 D=width,
                 BLOCK_T=block_t,
                 BLOCK_D=block_d,
-                num_warps=warps,
+                **options,
             )
-        gradients = [dchunks]
-        if weight is not None:
-            weight = weight.contiguous()
-            dweight = du.new_empty(across, capacity, dtype=torch.float32)
-            if width:
-                average_backward_kernel[tiles](
-                    dz,
-                    chunks,
-                    cu_chunks,
-                    weight,
-                    dchunks,
-                    dweight,
-                    sequences,
-                    capacity,
-                    search_steps(sequences),
-                    D=width,
-                    BLOCK_D=block_d,
-                    num_warps=warps,
-                )
-            gradients.append(sum_parts(dweight, weight.dtype))
         if edge_tiles and width and (null is not None or confidence is not None):
             edge_backward_kernel[(edge_tiles, across)](
                 du,
                 chunk_of,
                 null,
                 dnull,
-                sums,
+                dconfidence,
                 rows,
                 capacity,
                 D=width,
                 ROWS=EDGE_ROWS,
                 BLOCK_T=block_t,
                 BLOCK_D=block_d,
-                num_warps=warps,
+                **options,
             )
-        if null is not None:
-            gradients.append(sum_parts(dnull, null.dtype))
-        if confidence is not None:
-            gradients.append(sum_parts(sums, confidence.dtype))
-    return gradients
+        sums = [(dweight, weight), (dnull, null), (dconfidence, confidence)]
+        return [dchunks, *(sum_parts(part, like.dtype) for part, like in sums if part is not None and like is not None)]
 
 
 def _tiles(capacity: int, sequences: int) -> int:

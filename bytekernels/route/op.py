@@ -6,17 +6,27 @@ import torch
 from torch import Tensor
 
 from bytekernels import dispatch
+from bytekernels.extension import native
 from bytekernels.ragged import accumulation_dtype, check_cu_seqlens
 
-_implementations = dict(
-    triton=dispatch.triton("route"),
-    reference=dispatch.reference("route"),
-)
-_route = dispatch.Dispatch("route", **_implementations)
-_route_backward = dispatch.Dispatch("route_backward", **_implementations)
-_chunk_layout = dispatch.Dispatch("chunk_layout", **_implementations)
-_gather_chunks = dispatch.Dispatch("gather_chunks", **_implementations)
-_gather_chunks_backward = dispatch.Dispatch("gather_chunks_backward", **_implementations)
+
+def _why_not_native(*args: Any) -> str | None:
+    """Why the extension can't serve these arguments of route, or of its backward, or None."""
+    q, k = (value for value in args if isinstance(value, Tensor) and value.dim() == 2)
+    if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.bfloat16):
+        return f"q and k must both be float32 or both bfloat16, got {q.dtype} and {k.dtype}"
+    return dispatch.extension_refusal()
+
+
+_triton = dispatch.triton("route")
+_native = dispatch.Implementation("bytekernels.route.native", devices=("cpu",), why_not=_why_not_native)
+_numbers = dict(triton=_triton, native=_native, reference=dispatch.reference("route"))
+_rows = dict(triton=_triton, native=native("route"), reference=dispatch.reference("route"))  # of any dtype
+_route = dispatch.Dispatch("route", **_numbers)
+_route_backward = dispatch.Dispatch("route_backward", **_numbers)
+_chunk_layout = dispatch.Dispatch("chunk_layout", **_rows)
+_gather_chunks = dispatch.Dispatch("gather_chunks", **_rows)
+_gather_chunks_backward = dispatch.Dispatch("gather_chunks_backward", **_rows)
 
 
 class Routing(NamedTuple):

@@ -318,7 +318,7 @@ def _layout(
         search_steps(entries),
         BLOCK_T=LAYOUT_ROWS,
         BLOCK_S=LAYOUT_SEQUENCES,
-        num_warps=4,
+        num_warps=8,
     )
     if capacity is None:
         index = index[: int(offsets[-1])]  # the one read of M
@@ -329,11 +329,11 @@ def gather_chunks(h: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
     h = _with_dense_rows(h)
     chunks, width = len(index), h.shape[1]
     out = h.new_empty(chunks, width)
-    block_m, block_d, warps = row_pieces(width)
+    block_m, block_d, options = row_pieces(width)
     with on_device(h):
         if chunks:
             gather_kernel[(triton.cdiv(chunks, block_m), triton.cdiv(width, block_d))](
-                h, index, out, chunks, h.stride(0), D=width, BLOCK_M=block_m, BLOCK_D=block_d, num_warps=warps
+                h, index, out, chunks, h.stride(0), D=width, BLOCK_M=block_m, BLOCK_D=block_d, **options
             )
     return out
 
@@ -341,7 +341,7 @@ def gather_chunks(h: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
 def gather_chunks_backward(de: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
     rows, width = len(chunk_of), de.shape[1]
     dh = de.new_empty(rows, width)
-    block_t, block_d, warps = row_pieces(width)
+    block_t, block_d, options = row_pieces(width)
     with on_device(de):
         if rows:
             scatter_kernel[(triton.cdiv(rows, block_t), triton.cdiv(width, block_d))](
@@ -354,7 +354,7 @@ def gather_chunks_backward(de: Tensor, index: Tensor, chunk_of: Tensor) -> Tenso
                 D=width,
                 BLOCK_T=block_t,
                 BLOCK_D=block_d,
-                num_warps=warps,
+                **options,
             )
     return dh
 
