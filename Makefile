@@ -14,10 +14,10 @@ FORMATS := $(filter %.h %.cpp,$(NATIVE))
 SOURCES := $(wildcard bytekernels models training evals benchmarks tests setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format distill clean
+.PHONY: help setup test lint format bench compile-check distill clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with torch, this package and the test tools (TORCH_INDEX=URL for torch's wheels)
 
@@ -56,6 +56,12 @@ format: setup ## apply style
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/clang-format -i $(FORMATS)
+
+bench: setup ## time the ops (pytest-benchmark; ARGS=... for pytest)
+	$(BIN)/python -m pytest -q benchmarks $(ARGS)
+
+compile-check: setup ## compile every Triton kernel for sm_80, sm_90, sm_100 and hold it to its budget
+	$(BIN)/python tests/compile/compile_check.py $(ARGS)
 
 RECIPE ?= quickstart
 
