@@ -58,7 +58,7 @@ format: setup ## apply style
 	$(BIN)/clang-format -i $(FORMATS)
 
 bench: setup ## time the ops (pytest-benchmark; ARGS=... for pytest)
-	$(BIN)/python -m pytest -q benchmarks $(ARGS)
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-autosave $(ARGS)
 
 compile-check: setup ## compile every Triton kernel for sm_80, sm_90, sm_100 and hold it to its budget
 	$(BIN)/python tests/compile/compile_check.py $(ARGS)

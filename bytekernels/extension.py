@@ -1,11 +1,27 @@
 """What the rooms' ``native.py`` share: how tensors are handed to bytekernels._C, which knows no torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bytekernels import dispatch
+
+_LARGE = 4 << 20  # bytes from which memory comes from the system at each allocation, and goes back to it
+
+
+def fresh(like: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor as ``like.new_empty(shape, dtype=dtype)`` makes it, of like's own shape by default.
+
+    Large ones ask for huge pages: the first touch of ordinary ones costs several times what writing them does.
+    """
+    tensor = like.new_empty(like.shape if shape is None else shape, dtype=dtype)
+    if tensor.numel() * tensor.element_size() >= _LARGE:
+        from bytekernels import _C  # here, as this module is imported where the extension has not been built too
+
+        _C.advise_huge_pages(array(tensor))
+    return tensor
 
 
 def array(tensor: Tensor) -> tuple[int, int, Tensor]:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from bytekernels import _C
-from bytekernels.extension import array, rows, threads
+from bytekernels.extension import array, fresh, rows, threads
 
 
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, silu: bool, initial_states: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     channels, width = weight.shape
-    y = x.new_empty(x.shape)
+    y = fresh(x)
     final_states = x.new_empty(len(cu_seqlens) - 1, channels, width - 1)
     _C.causal_conv1d(
         x.dtype == torch.bfloat16,
@@ -35,7 +35,7 @@ def causal_conv1d_backward(
     silu: bool,
     initial_states: Tensor | None,
 ) -> list[Tensor]:
-    dx = x.new_empty(x.shape)
+    dx = fresh(x)
     parameters = [weight, bias, initial_states]  # whose gradients come in float32
     outputs = [None if value is None else value.new_empty(value.shape, dtype=torch.float32) for value in parameters]
     _C.causal_conv1d_backward(

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor
 
 from bytekernels import _C
-from bytekernels.extension import array, rows, threads
+from bytekernels.extension import array, fresh, rows, threads
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    y, (flat, narrow, sizes) = x.new_empty(x.shape), _plain(x, eps)
+    y, (flat, narrow, sizes) = fresh(x), _plain(x, eps)
     _C.rms_norm(narrow, narrow, sizes, rows(flat), None, _wide(weight), array(y), None, threads())
     return y
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> list[Tensor]:
     flat, narrow, sizes = _plain(x, eps)
-    dx, dweight = x.new_empty(x.shape), weight.new_empty(weight.shape, dtype=torch.float32)
+    dx, dweight = fresh(x), weight.new_empty(weight.shape, dtype=torch.float32)
     _C.rms_norm_backward(
         narrow,
         narrow,
@@ -36,7 +36,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> list
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     flat, narrow, sizes = _plain(x, eps)
     other, narrow_residual, _ = _plain(residual, eps)
-    y, total = x.new_empty(x.shape), residual.new_empty(residual.shape)
+    y, total = fresh(x), fresh(residual)
     _C.rms_norm(
         narrow, narrow_residual, sizes, rows(flat), rows(other), _wide(weight), array(y), array(total), threads()
     )
@@ -48,7 +48,7 @@ def add_rms_norm_backward(
 ) -> list[Tensor]:
     flat, narrow, sizes = _plain(x, eps)
     other, narrow_residual, _ = _plain(residual, eps)
-    dx, dresidual = x.new_empty(x.shape), residual.new_empty(residual.shape)
+    dx, dresidual = fresh(x), fresh(residual)
     dweight = weight.new_empty(weight.shape, dtype=torch.float32)
     _C.rms_norm_backward(
         narrow,
@@ -70,7 +70,7 @@ def add_rms_norm_backward(
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: float) -> Tensor:
     flat, narrow, sizes = _plain(y, eps, group_size)
     gate, _, _ = _plain(z, eps)
-    out = y.new_empty(y.shape)
+    out = fresh(y)
     _C.gated_rms_norm(narrow, sizes, rows(flat), rows(gate), _wide(weight), array(out), threads())
     return out
 
@@ -80,7 +80,7 @@ def gated_rms_norm_backward(
 ) -> list[Tensor]:
     flat, narrow, sizes = _plain(y, eps, group_size)
     gate, _, _ = _plain(z, eps)
-    dy, dz = y.new_empty(y.shape), z.new_empty(z.shape)
+    dy, dz = fresh(y), fresh(z)
     dweight = weight.new_empty(weight.shape, dtype=torch.float32)
     _C.gated_rms_norm_backward(
         narrow,

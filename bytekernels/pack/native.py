@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.types import Number
 
 from bytekernels import _C
-from bytekernels.extension import array, threads
+from bytekernels.extension import array, fresh, threads
 from bytekernels.ragged import cu_seqlens_of, lengths_of
 
 
@@ -34,7 +34,7 @@ def unpack(values: Tensor, cu_seqlens: Tensor, pad: Number, length: int | None) 
     sequences = len(cu_seqlens) - 1
     if length is None:
         length = int(lengths_of(cu_seqlens).max()) if sequences else 0
-    padded = values.new_empty((sequences, length, *values.shape[1:]))
+    padded = fresh(values, (sequences, length, *values.shape[1:]))
     element = values.new_full((), pad)
     _C.unpack(
         array(values),
@@ -53,7 +53,7 @@ def pack_padded(padded: Tensor, cu_seqlens: Tensor, total: int | None) -> Tensor
     padded, cu_seqlens = padded.contiguous(), cu_seqlens.contiguous()
     if total is None:
         total = int(cu_seqlens[-1])
-    values = padded.new_empty((total, *padded.shape[2:]))
+    values = fresh(padded, (total, *padded.shape[2:]))
     _C.pack_padded(
         array(padded),
         array(cu_seqlens),

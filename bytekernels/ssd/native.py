@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bytekernels import _C
-from bytekernels.extension import array, rows, threads
+from bytekernels.extension import array, fresh, rows, threads
 
 
 def ssd_scan(
@@ -24,8 +24,8 @@ def ssd_scan(
 ) -> tuple[Tensor, Tensor]:
     arguments = _arguments(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_min, dt_max, initial_states)
     sizes = (*x.shape, *B.shape[1:])
-    y = x.new_empty(x.shape)
-    final_states = x.new_empty((len(cu_seqlens) - 1, *x.shape[1:], B.shape[2]), dtype=torch.float32)
+    y = fresh(x)
+    final_states = fresh(x, (len(cu_seqlens) - 1, *x.shape[1:], B.shape[2]), torch.float32)
     narrow = x.dtype == torch.bfloat16
     _C.ssd_scan(narrow, sizes, array(cu_seqlens.contiguous()), arguments, array(y), array(final_states), threads())
     return y, final_states
@@ -61,7 +61,7 @@ def ssd_scan_backward(
         (dt_bias, wide),
         (initial_states, wide),
     ]
-    outputs = [None if value is None else value.new_empty(value.shape, dtype=dtype) for value, dtype in gradients]
+    outputs = [None if value is None else fresh(value, dtype=dtype) for value, dtype in gradients]
     _C.ssd_scan_backward(
         x.dtype == torch.bfloat16,
         (*x.shape, *B.shape[1:]),

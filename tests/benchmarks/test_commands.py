@@ -1,0 +1,168 @@
+"""The commands: what they print and write, what they refuse, and that a failure is told by the exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_chunking, gpu_pass, harness, peers
+from benchmarks.bench_chunking import Shape, parse_shape
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = {
+    "op": str,
+    "pass": str,
+    "provider": str,
+    "shape": str,
+    "dtype": str,
+    "median_ms": float,
+    "p20_ms": float,
+    "p80_ms": float,
+    "gb_per_s": float,
+    "copy_fraction": float,
+    "roofline_fraction": float,
+    "peak_mib": (float, type(None)),
+}
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """One dry run of the GPU pass, which runs ``bench_chunking.py --quick`` on the CPU."""
+    out = tmp_path_factory.mktemp("pass")
+    command = [sys.executable, "benchmarks/gpu_pass.py", "--dry-run", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, out
+
+
+def test_a_dry_run_lists_the_steps_and_runs_what_a_cpu_can(dry_run):
+    printed, out = dry_run
+    listed, ran = printed.split("Here, of these, what a CPU can run:")
+    assert "-m pytest -m gpu" in listed
+    for path in ROOT.glob("benchmarks/bench_*.py"):
+        assert f"benchmarks/{path.name} --device cuda --json" in listed
+        assert f"benchmarks/{path.name} --device cpu --quick --json" in ran
+        assert (out / f"{path.stem}.log").stat().st_size > 0
+    summary = (out / "summary.txt").read_text()
+    assert printed.rstrip().endswith(summary.rstrip())
+    assert [line.split() for line in summary.splitlines()][-2][:2] == ["install", "passed"]
+    assert summary.splitlines()[-1].split()[:2] == ["bench_chunking", "passed"]
+
+
+def test_a_quick_run_writes_the_form_that_every_benchmark_shares(dry_run):
+    _, out = dry_run
+    report = json.loads((out / "bench_chunking.json").read_text())
+    assert sorted(report) == ["machine", "refused", "rows", "skipped"]
+    assert report["machine"]["kind"] == "cpu"
+    assert report["refused"] == []
+    for row in report["rows"]:
+        assert list(row) == list(ROW)
+        assert all(isinstance(row[key], kind) for key, kind in ROW.items()), row
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+    timed = [(row["op"], row["pass"], row["provider"]) for row in report["rows"]]
+    assert timed == [
+        (op, which, name) for op in peers.OPS for which in harness.PASSES for name in ("eager", "bytekernels")
+    ]
+    assert {row["shape"] for row in report["rows"]} == {str(bench_chunking.QUICK_SHAPE)}
+    assert [item["provider"] for item in report["skipped"]] == ["mamba-ssm"]
+    assert (out / "bench_chunking.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_refused_provider_makes_the_exit_status_1(monkeypatch, capsys, tmp_path):
+    wrong = harness.Provider({"gather": lambda h, routing: dict(e=2 * h[routing.index])})
+    monkeypatch.setattr(peers, "providers", lambda names, device: {"eager": wrong})
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device, budget: 1e10)
+    path = tmp_path / "report.json"
+    flags = ["--quick", "--device", "cpu", "--op", "gather", "--json", str(path)]
+    assert bench_chunking.main(flags) == 1
+    assert "refused  gather by eager: e: relative error 1.00e+00 exceeds 1e-05" in capsys.readouterr().out
+    report = json.loads(path.read_text())
+    assert report["rows"] == []
+    assert report["refused"][0]["provider"] == "eager"
+
+
+def test_route_and_gather_are_added_up(monkeypatch, capsys):
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device, budget: 1e10)
+    flags = ["--quick", "--device", "cpu", "--op", "route", "gather", "--pass", "forward", "--provider", "eager"]
+    assert bench_chunking.main(flags) == 0
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert last.split()[:3] == ["route+gather", "forward", "eager"]
+    assert last.endswith("1.00x")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", list(harness.DTYPES))
+def test_a_quick_run_on_a_gpu(dtype, tmp_path):
+    path = tmp_path / "report.json"
+    flags = ["--quick", "--device", "cuda", "--dtype", dtype, "--provider", "eager", "bytekernels", "--json", str(path)]
+    assert bench_chunking.main(flags) == 0
+    report = json.loads(path.read_text())
+    assert report["machine"]["kind"] == "cuda"
+    assert len(report["rows"]) == len(peers.OPS) * len(harness.PASSES) * 2
+    assert all(row["peak_mib"] > 0 for row in report["rows"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shape", "T=64,X=3"], "argument --shape: 'X=3' in 'T=64,X=3': write each of T, D, C, S at most once"),
+        (["--shape", "T=64,T=3"], "'T=3' in 'T=64,T=3'"),
+        (["--shape", "T=0"], "'T=0' in 'T=0'"),
+        (["--shape", "T=1e5"], "'T=1e5'"),
+        (["--shape", "T=4,D=8,S=5"], "T=4 bytes are too few for S=5 sequences: raise T or lower S"),
+        (["--device", "tpu"], "argument --device: 'tpu' is no device that benchmarks run on: use cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "use --device cpu"),
+        (["--dtype", "float8"], "argument --dtype: invalid choice: 'float8'"),
+        (["--op", "rout"], "argument --op: invalid choice: 'rout'"),
+        (["--provider", "flash"], "argument --provider: invalid choice: 'flash'"),
+        (["--json", "report.txt"], "argument --json: 'report.txt' must be a file whose name ends in .json"),
+        (["--plot", "plot.pdf"], "argument --plot: 'plot.pdf' must be a file whose name ends in .png"),
+        (["--qick"], "unrecognized arguments: --qick"),
+    ],
+)
+def test_bad_arguments_are_named_with_the_fix(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench_chunking.main(flags)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_shapes_keep_the_defaults_letters():
+    assert parse_shape("D=64, T=100", Shape(T=1, D=2, C=7)) == Shape(T=100, D=64, C=7, S=16)
+    assert parse_shape(str(Shape(T=9, D=8, C=7, S=6)), Shape(T=1, D=1)) == Shape(T=9, D=8, C=7, S=6)
+
+
+def test_the_gpu_pass_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
+    left = tmp_path / "bad.json"
+    left.write_text(json.dumps({"machine": {}, "rows": ["of an earlier pass"]}))
+    made = [
+        gpu_pass.Step("bad", [sys.executable, "-c", "print('on the way'); raise SystemExit(3)"], left),
+        gpu_pass.Step("good", [sys.executable, "-c", "print('done')"]),
+    ]
+    monkeypatch.setattr(gpu_pass, "steps", lambda out, quick_on_cpu=False: made)
+    assert gpu_pass.main(["--dry-run", "--out", str(tmp_path)]) == 1
+    assert (tmp_path / "bad.log").read_text() == "on the way\n"
+    assert (tmp_path / "good.log").read_text() == "done\n"
+    assert not left.exists()
+    results = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert results == [["install", "passed"], ["bad", "FAILED"], ["good", "passed"]]
+
+
+def test_the_gpu_pass_says_what_the_install_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bytekernels._C", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    extension, device = gpu_pass.missing(gpu=True)
+    assert extension.startswith("bytekernels._C can't be imported")
+    assert "`pip install -e .`" in extension
+    assert "sees no CUDA device" in device
+    assert gpu_pass.missing(gpu=False) == [extension]
+
+
+def test_the_gpu_pass_wants_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        gpu_pass.main(["--out", str(tmp_path / "file")])
+    assert "is a file, not a folder" in capsys.readouterr().err
