@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bytekernels import dispatch
 
-_LARGE = 4 << 20  # bytes from which memory comes from the system at each allocation, and goes back to it
+_LARGE = 32 << 20  # bytes from which the C library takes new pages at every allocation and gives them back
 
 
 def fresh(like: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 import bytekernels
 from bytekernels import _C, dispatch
-from bytekernels.extension import array
+from bytekernels.extension import array, fresh
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,3 +130,16 @@ def test_without_the_extension_the_reference_serves_and_native_says_why(monkeypa
         pytest.raises(RuntimeError, match="next_byte_targets can't run: native: the extension .* `pip install -e .`"),
     ):
         bytekernels.next_byte_targets(ids, cu_seqlens)
+
+
+def test_large_memory_is_whole_and_asks_for_huge_pages(monkeypatch):
+    asked = []
+    advise = _C.advise_huge_pages
+    monkeypatch.setattr(_C, "advise_huge_pages", lambda memory: (asked.append(memory[1]), advise(memory)))
+    like = torch.zeros(3, dtype=torch.bfloat16)
+    small, large = fresh(like), fresh(like, (33, 1 << 20), torch.int8)
+    assert (small.shape, small.dtype) == ((3,), torch.bfloat16)
+    assert (large.shape, large.dtype) == ((33, 1 << 20), torch.int8)
+    assert asked == [33 << 20]
+    large.fill_(7)
+    assert bool((large == 7).all())
