@@ -38,11 +38,11 @@ def _tile(p_cu_chunks, sequences, capacity, steps):
 
 
 @triton.jit
-def _average_before(p_chunks, p_weight, o_first, o_end, o_start, o_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """z of the chunk before o_first: sum over m of w_m c_m prod of later (1 - w). Zeros for an empty tile."""
+def _average_before(p_chunks, p_weight, o_first, o_start, o_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """z of the chunk before o_first: sum over m of w_m c_m prod of later (1 - w)."""
     b_z = tl.zeros([BLOCK_D], dtype=tl.float32)
     o_m = o_first - 1
-    influence = tl.where(o_first < o_end, 1.0, 0.0)
+    influence = tl.full([], 1.0, dtype=tl.float32)
     while (o_m >= o_start) & (influence > NEGLIGIBLE):
         w = tl.load(p_weight + o_m).to(tl.float32)
         w = tl.where(o_m == o_start, 1.0, w)
@@ -123,7 +123,7 @@ def average_kernel(
     o_first, o_end, o_start, _, m_room = _tile(p_cu_chunks, sequences, capacity, steps)
     if (o_first < o_end) & ~m_room:
         o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        b_z = _average_before(p_chunks, p_weight, o_first, o_end, o_start, o_d, D, BLOCK_D)
+        b_z = _average_before(p_chunks, p_weight, o_first, o_start, o_d, D, BLOCK_D)
         for o_m in range(o_first, o_end):
             w = tl.load(p_weight + o_m).to(tl.float32)
             w = tl.where(o_m == o_start, 1.0, w)
@@ -220,22 +220,22 @@ def backward_kernel(
     elif o_first < o_end:
         b_carry = b_zero  # (1 - w_{m+1}) g_{m+1}
         if HAS_WEIGHT:
-            b_z = _average_before(p_chunks, p_weight, o_first, o_end, o_start, o_d, D, BLOCK_D)
+            b_z = _average_before(p_chunks, p_weight, o_first, o_start, o_d, D, BLOCK_D)
             for o_m in range(o_first, o_end):  # z_{m-1} of each chunk, to be read in reverse
                 tl.store(p_z + o_m * D + o_d, b_z, mask=m_d)
                 w = tl.where(o_m == o_start, 1.0, tl.load(p_weight + o_m).to(tl.float32))
                 b_c = tl.load(p_chunks + o_m * D + o_d, mask=m_d, other=0.0).to(tl.float32)
                 b_z = w * b_c + (1.0 - w) * b_z
             tl.debug_barrier()  # what one thread has stored another may read
-            influence = tl.full([], 1.0, dtype=tl.float32)
             o_later = o_end
+            influence = 1.0 - tl.load(p_weight + o_later, mask=o_later < o_stop, other=1.0).to(tl.float32)
             while (o_later < o_stop) & (influence > NEGLIGIBLE):
-                influence *= 1.0 - tl.load(p_weight + o_later).to(tl.float32)
                 o_t = tl.load(p_index + o_later).to(tl.int64)
                 b_carry += influence * _sum_of_bytes(
                     p_du, p_chunk_of, p_part, o_later, o_t, b_zero, o_d, rows, D, False, BLOCK_T, BLOCK_D
                 )
                 o_later += 1
+                influence *= 1.0 - tl.load(p_weight + o_later, mask=o_later < o_stop, other=1.0).to(tl.float32)
         for i in range(o_end - o_first):
             o_m = o_end - 1 - i
             o_t = tl.load(p_index + o_m).to(tl.int64)
@@ -315,8 +315,8 @@ def dechunk(
     rows, (capacity, width) = len(chunk_of), chunks.shape
     dtype = chunks.dtype if residual is None else torch.promote_types(chunks.dtype, residual.dtype)
     u = chunks.new_empty(rows, width, dtype=dtype)
-    chunks = chunks.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    chunks, chunk_of, index, cu_chunks = (value.contiguous() for value in (chunks, chunk_of, index, cu_chunks))
+    weight, null, residual = (None if value is None else value.contiguous() for value in (weight, null, residual))
     block_t, block_d, options = row_pieces(width)
     across = triton.cdiv(width, block_d)
     tile_rows = block_t if weight is None else EDGE_ROWS
@@ -343,7 +343,7 @@ def dechunk(
                 chunk_of,
                 index,
                 cu_chunks,
-                weight.contiguous(),
+                weight,
                 residual,
                 u,
                 rows,
@@ -370,7 +370,8 @@ def dechunk_backward(
 ) -> list[Tensor]:
     rows, (capacity, width) = len(chunk_of), chunks.shape
     sequences = len(cu_chunks) - 1
-    du, chunks = du.contiguous(), chunks.contiguous()
+    du, chunks, chunk_of, index, cu_chunks = (value.contiguous() for value in (du, chunks, chunk_of, index, cu_chunks))
+    weight, null = (None if value is None else value.contiguous() for value in (weight, null))
     block_t, block_d, options = row_pieces(width)
     across = triton.cdiv(width, block_d)
     edge_tiles = triton.cdiv(rows, EDGE_ROWS)
@@ -389,7 +390,7 @@ def dechunk_backward(
                 chunk_of,
                 index,
                 cu_chunks,
-                None if weight is None else weight.contiguous(),
+                weight,
                 z,
                 dchunks,
                 dweight,

@@ -182,6 +182,8 @@ def route(
     """
     if q.dim() != 2 or k.shape != q.shape:
         raise ValueError(f"q and k must have one shape [T, D], got {list(q.shape)} and {list(k.shape)}")
+    if q.shape[1] == 0:
+        raise ValueError(f"q and k must have at least one column, got {list(q.shape)}")
     check_cu_seqlens(cu_seqlens, q.shape[0])
     if required is not None:
         _check_flags("required", required)

@@ -221,7 +221,7 @@ def scatter_kernel(
 def route(
     q: Tensor, k: Tensor, cu_seqlens: Tensor, required: Tensor | None, lookahead: bool, capacity: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    q, k = _with_dense_rows(q), _with_dense_rows(k)
+    q, k, cu_seqlens = _with_dense_rows(q), _with_dense_rows(k), cu_seqlens.contiguous()
     rows, width = q.shape
     prob = q.new_empty(rows, dtype=torch.float32)
     boundary = q.new_empty(rows, dtype=torch.bool)
@@ -254,7 +254,7 @@ def route(
 
 
 def route_backward(dprob: Tensor, q: Tensor, k: Tensor, cu_seqlens: Tensor, lookahead: bool) -> list[Tensor]:
-    q, k = _with_dense_rows(q), _with_dense_rows(k)
+    q, k, cu_seqlens = _with_dense_rows(q), _with_dense_rows(k), cu_seqlens.contiguous()
     rows, width = q.shape
     dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
     block_t, block_d, warps = whole_rows(width)
@@ -283,7 +283,7 @@ def route_backward(dprob: Tensor, q: Tensor, k: Tensor, cu_seqlens: Tensor, look
 
 
 def chunk_layout(boundary: Tensor, cu_seqlens: Tensor, capacity: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    boundary = boundary.contiguous()
+    boundary, cu_seqlens = boundary.contiguous(), cu_seqlens.contiguous()
     tiles = triton.cdiv(len(boundary), TILE.value)
     counts = boundary.new_empty(tiles, dtype=torch.int32)
     with on_device(boundary):
@@ -326,12 +326,12 @@ def _layout(
 
 
 def gather_chunks(h: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
-    h = _with_dense_rows(h)
+    h, index = _with_dense_rows(h), index.contiguous()
     chunks, width = len(index), h.shape[1]
     out = h.new_empty(chunks, width)
     block_m, block_d, options = row_pieces(width)
     with on_device(h):
-        if chunks:
+        if chunks and width:
             gather_kernel[(triton.cdiv(chunks, block_m), triton.cdiv(width, block_d))](
                 h, index, out, chunks, h.stride(0), D=width, BLOCK_M=block_m, BLOCK_D=block_d, **options
             )
@@ -340,12 +340,13 @@ def gather_chunks(h: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
 
 def gather_chunks_backward(de: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
     rows, width = len(chunk_of), de.shape[1]
+    de, index, chunk_of = de.contiguous(), index.contiguous(), chunk_of.contiguous()
     dh = de.new_empty(rows, width)
     block_t, block_d, options = row_pieces(width)
     with on_device(de):
-        if rows:
+        if rows and width:
             scatter_kernel[(triton.cdiv(rows, block_t), triton.cdiv(width, block_d))](
-                de.contiguous(),
+                de,
                 index,
                 chunk_of,
                 dh,

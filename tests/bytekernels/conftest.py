@@ -17,6 +17,10 @@ class Fast:
     dtypes: tuple[torch.dtype, ...]
     examples: int  # that hypothesis may try: the interpreter takes a second for each
 
+    @property
+    def interpreted(self) -> bool:
+        return (self.name, self.device) == ("triton", "cpu")
+
     def force(self):
         return dispatch.force(self.name)
 

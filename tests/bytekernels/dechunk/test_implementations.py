@@ -99,6 +99,74 @@ def test_averages_with_a_long_memory(fast):
         check(fast, routing, leaves, NAMES)
 
 
+MEMORIES = {
+    "none": lambda u: torch.ones_like(u),
+    "short": lambda u: 0.5 + u / 2,
+    "any": lambda u: u,
+    "long": lambda u: u / 50,
+    "endless": lambda u: torch.zeros_like(u),
+    "in turn": lambda u: torch.where(torch.arange(len(u), device=u.device) // 100 % 2 == 0, u, 1e-4),
+}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_sequences_of_many_tiles(fast, memory):
+    """Tiles hold 128 chunks in native code and 16 in Triton: one less, one more, and many."""
+    around, many = (16, 50) if fast.interpreted else (128, 2000)
+    lengths = [around - 1, around, 0, around + 1, 2 * around + 1, many]
+    routing, leaves = make(fast, lengths, 16, density=1.0)
+    with torch.no_grad():
+        leaves["weight"].copy_(MEMORIES[memory](torch.rand_like(leaves["weight"])))
+    check(fast, routing, leaves, NAMES)
+    if fast.interpreted:
+        return
+    inputs = list(leaves.values())
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with fast.force():
+                out = run(routing, leaves, NAMES)
+                runs.append([out, *gradients(out, inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    for again in runs[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(again, runs[0], strict=True))
+    start = sum(lengths[:-1])
+    own = {name: leaf.detach()[start:].requires_grad_() for name, leaf in leaves.items() if name != "null"}
+    own["null"] = leaves["null"]
+    with dispatch.force("reference"):
+        alone_routing = bytekernels.routing_of(routing.boundary[start:], ragged([many])[0].to(fast.device))
+    with fast.force():
+        alone = run(alone_routing, own, NAMES)
+        du = torch.randn_like(out)
+        parts = torch.autograd.grad(alone, [own[name] for name in ("chunks", "weight", "confidence")], du[start:])
+        out = run(routing, leaves, NAMES)
+        together = torch.autograd.grad(out, [leaves[name] for name in ("chunks", "weight", "confidence")], du)
+    assert torch.equal(alone, out[start:])
+    for part, whole in zip(parts, together, strict=True):
+        assert torch.equal(part, whole[start:])
+
+
+def test_strided_vectors(fast):
+    routing, leaves = make(fast, RAGGED, 48)
+
+    def spread(value):
+        return torch.stack([value, torch.full_like(value, 7)], 1)[:, 0]
+
+    def call(routing, leaves):
+        out = run(routing, leaves, NAMES)
+        return [out, *torch.autograd.grad(out.sum(), [leaves[name] for name in ("chunks", *NAMES)])]
+
+    vectors = {name: spread(leaf.detach()).requires_grad_() for name, leaf in leaves.items() if leaf.dim() == 1}
+    spread_routing = routing._replace(**{name: spread(getattr(routing, name)) for name in routing._fields[2:]})
+    with fast.force():
+        dense = call(routing, leaves)
+        strided = call(spread_routing, {**leaves, **vectors})
+    assert all(torch.equal(got, want) for got, want in zip(strided, dense, strict=True))
+
+
 def test_chunks_longer_than_a_block_of_rows(fast):
     check(fast, *make(fast, [300, 0, 700], 16, density=0.02), NAMES)
 

@@ -148,6 +148,27 @@ def test_strided_rows_are_taken_as_they_are(fast):
     assert torch.equal(strided.prob, dense.prob)
 
 
+def test_strided_offsets_flags_and_layouts(fast):
+    cu, (q, k, h) = make(fast, RAGGED, 16)
+    required = torch.arange(len(q), device=fast.device) % 7 == 0
+
+    def spread(value):
+        return torch.stack([value, torch.zeros_like(value)], 1)[:, 0]
+
+    with fast.force():
+        dense = bytekernels.route(q, k, cu, required=required)
+        strided = bytekernels.route(q, k, spread(cu), required=spread(required))
+        layout = bytekernels.chunk_layout(spread(dense.boundary), spread(cu))
+        taken = bytekernels.gather_chunks(
+            h, strided._replace(index=spread(dense.index), chunk_of=spread(dense.chunk_of))
+        )
+        (dh,) = torch.autograd.grad(taken.sum(), h)
+    assert all(torch.equal(got, want) for got, want in zip(strided, dense, strict=True))
+    assert all(torch.equal(got, want) for got, want in zip(layout, dense[2:], strict=True))
+    assert torch.equal(taken, h[dense.index.long()])
+    assert torch.equal(dh, dense.boundary[:, None].expand_as(h).float())
+
+
 def test_zero_rows_and_nan(fast):
     cu, (q, k, _) = make(fast, [5], 16)
     with torch.no_grad():

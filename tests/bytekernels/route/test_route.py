@@ -217,6 +217,8 @@ def test_arguments_are_checked():
         bytekernels.chunk_layout(boundary[None], cu)
     with pytest.raises(ValueError, match=r"prob must have boundary's shape \[5\], got \[3\]"):
         bytekernels.routing_of(boundary, cu, torch.ones(3))
+    with pytest.raises(ValueError, match=r"q and k must have at least one column, got \[5, 0\]"):
+        bytekernels.route(q[:, :0], k[:, :0], cu)
     with pytest.raises(TypeError, match=r"required must be bool, got torch\.uint8"):
         bytekernels.route(q, k, cu, required=boundary.to(torch.uint8))
     with pytest.raises(ValueError, match=r"required must have shape \[5\], a flag a byte, got \[4\]"):
