@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import harness, peers
-from benchmarks.harness import Case, Report
+from benchmarks import command, harness, peers
+from benchmarks.harness import Case
+from benchmarks.report import Report, aligned
 from bytekernels import Routing
 from bytekernels.dechunk import roofline as dechunk_roofline
 from bytekernels.ragged import cu_seqlens_of
@@ -178,11 +179,11 @@ def sums(report: Report) -> str:
             )
             speed_up = "" if eager != eager else f"{eager / both:.2f}x"
             cells.append(["route+gather", which, provider, f"{both:.3f}", speed_up])
-    return "\n".join(harness.aligned(cells, left=3)) if len(cells) > 1 else ""
+    return "\n".join(aligned(cells, left=3)) if len(cells) > 1 else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = harness.parser("bench_chunking.py", __doc__.splitlines()[0], peers.OPS, peers.PROVIDERS)
+    parser = command.parser("bench_chunking.py", __doc__.splitlines()[0], peers.OPS, peers.PROVIDERS)
     defaults = "; ".join(f"{kind}: {shape}" for kind, shape in SHAPES.items())
     parser.add_argument(
         "--shape",
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"T bytes of width D, C bytes per chunk, S sequences (default: {defaults})",
     )
     options = parser.parse_args(arguments)
-    device = options.device or harness.default_device()
+    device = options.device or command.default_device()
     shape = QUICK_SHAPE if options.quick else SHAPES[device.type]
     if options.shape:
         try:
@@ -203,13 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names.remove("compile")
     print(f"{shape} in {dtype} on {device}", flush=True)
     report = harness.run(
-        cases(options.op, shape, harness.DTYPES[dtype], device),
+        cases(options.op, shape, command.DTYPES[dtype], device),
         peers.providers(names, device),
         options.passes,
         device,
         harness.QUICK if options.quick else harness.Budget(),
     )
-    return harness.publish(report, options, sums(report))
+    return command.publish(report, options, sums(report))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 
 import torch
 
-from benchmarks import harness
+from benchmarks import machine
+from benchmarks.report import Report, aligned, table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,10 +85,10 @@ def run(step: Step, out: Path) -> bool:
 
 def summary(results: Sequence[tuple[str, str, float]], reports: Sequence[Path]) -> str:
     """Every row of every benchmark in one table, then what became of each step."""
-    merged: harness.Report | None = None
+    merged: Report | None = None
     for path in reports:
         if path.exists():
-            report = harness.Report(**json.loads(path.read_text()))
+            report = Report(**json.loads(path.read_text()))
             if merged is None:
                 merged = report
             else:
@@ -95,8 +96,8 @@ def summary(results: Sequence[tuple[str, str, float]], reports: Sequence[Path]) 
                 merged.refused += report.refused
                 merged.skipped += [item for item in report.skipped if item not in merged.skipped]
     cells = [["step", "result", "seconds"], *([name, result, f"{seconds:.0f}"] for name, result, seconds in results)]
-    parts = [] if merged is None else [harness.machine_line(merged.machine), harness.table(merged)]
-    return "\n\n".join([*parts, "\n".join(harness.aligned(cells, left=2))])
+    parts = [] if merged is None else [machine.line(merged.machine), table(merged)]
+    return "\n\n".join([*parts, "\n".join(aligned(cells, left=2))])
 
 
 def carry_out(out: Path, *, dry: bool) -> int:

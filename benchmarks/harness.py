@@ -1,4 +1,4 @@
-"""How the project's benchmarks measure, and the form in which they report.
+"""How the project's benchmarks measure.
 
 A benchmark is a list of :class:`Case` (an op, its arguments, its float64 reference) and a mapping of providers.
 :func:`run` holds every provider to the reference, outputs and all gradients, and refuses to time one that fails; times
@@ -13,21 +13,14 @@ copy, bytes read and written, with the same threads and device in the same run. 
 memory already, while an op's outputs are new pages that the system clears first.
 """
 
-import argparse
 import contextlib
 import ctypes
 import gc
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +29,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from benchmarks import machine
+from benchmarks.report import Report
 from bytekernels.roofline import Work
 from bytekernels.testing import assert_close
 
-PASSES = ("forward", "backward", "both")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIB = 2**20
 
 Function = Callable[..., dict[str, Tensor]]  # an op: arguments by name to outputs by name
@@ -76,7 +69,7 @@ class Case:
         dtype: whose tolerance applies (``bytekernels.testing.TOLERANCE``).
         arguments: by name. Tensors that require a gradient are differentiated; other values are pytrees.
         reference: the truth, called with every floating-point tensor in float64.
-        work: what each of :data:`PASSES` must do at least.
+        work: what each of ``report.PASSES`` must do at least.
     """
 
     op: str
@@ -114,16 +107,6 @@ class Ceilings:
 
     copy: float
     flops: float | None = None
-
-
-@dataclass
-class Report:
-    """What a run came to: the machine, a row for each op, pass and provider timed, and what was not timed, with why."""
-
-    machine: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    refused: list[dict[str, str]] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -206,7 +189,7 @@ def _assert_equal(value: Tensor, expected: Tensor, name: str) -> None:
 
 
 def call_of(case: Case, provider: Provider, which: str, cotangents: Mapping[str, Tensor]) -> Callable[[], Any]:
-    """A call without arguments that runs one of :data:`PASSES` once."""
+    """A call without arguments that runs one of ``report.PASSES`` once."""
     function, settings, arguments = provider.functions[case.op], provider.settings, case.arguments
 
     if which == "forward":
@@ -351,7 +334,7 @@ def run(
 ) -> Report:
     """Check, time and measure every case with every provider that has its op."""
     ceilings = Ceilings(copy_bandwidth(device, budget))
-    report = Report(machine(device, ceilings))
+    report = Report(machine.facts(device, ceilings.copy))
     report.skipped += [
         {"provider": name, "reason": provider.reason}
         for name, provider in providers.items()
@@ -432,229 +415,3 @@ def row(
         "roofline_fraction": work.seconds(ceilings.copy, ceilings.flops) / (median / 1e3),
         "peak_mib": peak_mib,
     }
-
-
-def machine(device: torch.device, ceilings: Ceilings) -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    return {
-        **(_gpu(device) if device.type == "cuda" else _cpu()),
-        "copy_gb_per_s": ceilings.copy / 1e9,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        **_commit(),
-    }
-
-
-def machine_line(facts: Mapping[str, Any]) -> str:
-    """:func:`machine`'s facts in words."""
-    if facts["kind"] == "cuda":
-        hardware = f"{facts['device']}, {facts['clocks']}, driver {facts['driver']}"
-    else:
-        hardware = f"{facts['device']}, {facts['cores']} cores, {facts['threads']} threads"
-    commit = facts["commit"] + (" with changes" if facts["dirty"] else "")
-    return (
-        f"{hardware}; copies at {facts['copy_gb_per_s']:.1f} GB/s\n{facts['system']}, Python {facts['python']}, "
-        f"torch {facts['torch']}, triton {facts['triton'] or 'none'}; commit {commit}"
-    )
-
-
-def version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"kind": "cpu", "device": name, "cores": cores, "threads": torch.get_num_threads()}
-
-
-def _gpu(device: torch.device) -> dict[str, Any]:
-    """Name, clocks and driver. The clocks are read right after the copy's measurement, while they are still up."""
-    properties = torch.cuda.get_device_properties(device)
-    facts = {"kind": "cuda", "device": properties.name, "cuda": torch.version.cuda, "driver": "unknown"}
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except ImportError:
-        return {**facts, "clocks": "clocks unknown (pip install nvidia-ml-py)"}
-    except pynvml.NVMLError as error:
-        return {**facts, "clocks": f"clocks unknown ({error})"}
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-        clocks = []
-        for name, kind in (("SM", pynvml.NVML_CLOCK_SM), ("memory", pynvml.NVML_CLOCK_MEM)):
-            now = pynvml.nvmlDeviceGetClockInfo(handle, kind)
-            clocks.append(f"{name} at {now} of {pynvml.nvmlDeviceGetMaxClockInfo(handle, kind)} MHz")
-        return {**facts, "driver": pynvml.nvmlSystemGetDriverVersion(), "clocks": ", ".join(clocks)}
-    except pynvml.NVMLError as error:
-        return {**facts, "clocks": f"clocks unknown ({error})"}
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _commit() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        root = Path(__file__).resolve().parent
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": "unknown", "dirty": False}
-
-
-def table(report: Report) -> str:
-    """The rows as aligned text, and below them what was refused or skipped."""
-    eager = {(row["op"], row["pass"]): row["median_ms"] for row in report.rows if row["provider"] == "eager"}
-    cells = [
-        ["op", "pass", "provider", "median ms", "p20 - p80", "GB/s", "of copy", "of roofline", "speed-up", "peak MiB"]
-    ]
-    for row in report.rows:
-        before = eager.get((row["op"], row["pass"]))
-        cells.append(
-            [
-                row["op"],
-                row["pass"],
-                row["provider"],
-                f"{row['median_ms']:.3f}",
-                f"{row['p20_ms']:.3f} - {row['p80_ms']:.3f}",
-                f"{row['gb_per_s']:.1f}",
-                f"{row['copy_fraction']:.1%}",
-                f"{row['roofline_fraction']:.1%}",
-                "" if before is None else f"{before / row['median_ms']:.2f}x",
-                "" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}",
-            ]
-        )
-    lines = aligned(cells, left=3)
-    lines += [f"refused  {r['op']} by {r['provider']}: {r['reason']}" for r in report.refused]
-    lines += [f"skipped  {s['provider']}: {s['reason']}" for s in report.skipped]
-    return "\n".join(lines)
-
-
-def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table whose first row is its head; the first ``left`` columns are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        padded = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole or not there; its folder is made if need be."""
-
-    def dump(partial: Path) -> None:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-    _write(path, dump)
-
-
-def plot(path: Path, report: Report) -> None:
-    """A PNG of the achieved bandwidth: a panel for each pass, a group of bars for each op, the copy as a line."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    passes = [which for which in PASSES if any(row["pass"] == which for row in report.rows)]
-    ops = list(dict.fromkeys(row["op"] for row in report.rows))
-    names = list(dict.fromkeys(row["provider"] for row in report.rows))
-    figure, axes = pyplot.subplots(1, len(passes), figsize=(4 * len(passes) + 1, 4), sharey=True, squeeze=False)
-    for axis, which in zip(axes[0], passes, strict=True):
-        for i, name in enumerate(names):
-            rows = [row for row in report.rows if row["pass"] == which and row["provider"] == name]
-            x = [ops.index(row["op"]) + (i - (len(names) - 1) / 2) * 0.8 / len(names) for row in rows]
-            axis.bar(x, [row["gb_per_s"] for row in rows], 0.8 / len(names), label=name)
-        axis.axhline(report.machine["copy_gb_per_s"], color="black", linestyle="--", linewidth=1, label="copy")
-        axis.set_xticks(range(len(ops)), ops)
-        axis.set_title(which)
-    axes[0][0].set_ylabel("compulsory traffic / median time, GB/s")
-    axes[0][-1].legend(fontsize="small")
-    shapes = " | ".join(dict.fromkeys(f"{row['shape']}, {row['dtype']}" for row in report.rows))
-    figure.suptitle(f"{report.machine['device']}: {shapes}", fontsize="medium")
-    figure.tight_layout()
-    _write(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
-    pyplot.close(figure)
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        write(partial)
-        partial.replace(path)
-
-
-def parser(prog: str, description: str, ops: Sequence[str], providers: Sequence[str]) -> argparse.ArgumentParser:
-    """The flags that every benchmark has. ``gpu_pass.py`` relies on --device, --quick, --json and --plot."""
-    flags = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    add = flags.add_argument
-    add("--device", type=_device, default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
-    add("--op", nargs="+", choices=ops, default=list(ops), help="the ops to measure (default: all)")
-    add("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES), help="default: all")
-    add("--provider", nargs="+", choices=providers, help="default: all but reference (and compile, with --quick)")
-    add("--quick", action="store_true", help="small, few rounds, no compiling: whether it runs")
-    add("--json", type=_target(".json"), metavar="FILE.json", help="write the report")
-    add("--plot", type=_target(".png"), metavar="FILE.png", help="draw the bandwidths of what was timed")
-    return flags
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device that benchmarks run on: use cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"{text!r} is not there, torch sees {count} CUDA devices: use --device cpu")
-    return device
-
-
-def _target(suffix: str) -> Callable[[str], Path]:
-    def target(text: str) -> Path:
-        path = Path(text)
-        if path.suffix != suffix or path.is_dir():
-            raise argparse.ArgumentTypeError(f"{text!r} must be a file whose name ends in {suffix}")
-        return path
-
-    return target
-
-
-def publish(report: Report, options: argparse.Namespace, *extra: str) -> int:
-    """Print the report, and write what --json and --plot ask for.
-
-    Args:
-        report: of this run.
-        options: parsed by :func:`parser`'s parser.
-        extra: paragraphs printed below the table.
-
-    Returns:
-        The exit status: 1 where a provider was refused.
-    """
-    print(*filter(None, (machine_line(report.machine), table(report), *extra)), sep="\n\n")
-    if options.json:
-        write_json(options.json, vars(report))
-    if options.plot and report.rows:
-        plot(options.plot, report)
-    return 1 if report.refused else 0

@@ -10,10 +10,11 @@ import functools
 import pytest
 import torch
 
-from benchmarks import bench_chunking, harness, peers
+from benchmarks import bench_chunking, command, harness, peers
+from benchmarks.report import PASSES
 
 SHAPE = bench_chunking.Shape(T=16384, D=256)
-DEVICE = harness.default_device()
+DEVICE = command.default_device()
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
 
@@ -24,7 +25,7 @@ def _case(op: str) -> tuple[harness.Case, harness.Truth]:
 
 
 @pytest.mark.parametrize("provider", ["eager", "bytekernels"])
-@pytest.mark.parametrize("which", harness.PASSES)
+@pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("op", peers.OPS)
 def test_chunking(benchmark, op, which, provider):
     case, truth = _case(op)

@@ -49,7 +49,8 @@ class Routing(NamedTuple):
 
     @property
     def overflow(self) -> Tensor:
-        """bool []: whether there are more chunks than ``index`` has room for. Reading it synchronises, making it not.
+        """bool []: whether there are more chunks than ``index`` has room for. Reading it synchronises; making
+        it does not.
 
         ``dechunk`` makes the rows of bytes whose chunk had no room NaN.
         """

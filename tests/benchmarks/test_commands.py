@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_chunking, gpu_pass, harness, peers
+from benchmarks import bench_chunking, command, gpu_pass, harness, peers
 from benchmarks.bench_chunking import Shape, parse_shape
+from benchmarks.report import PASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {
@@ -63,9 +64,7 @@ def test_a_quick_run_writes_the_form_that_every_benchmark_shares(dry_run):
         assert all(isinstance(row[key], kind) for key, kind in ROW.items()), row
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
     timed = [(row["op"], row["pass"], row["provider"]) for row in report["rows"]]
-    assert timed == [
-        (op, which, name) for op in peers.OPS for which in harness.PASSES for name in ("eager", "bytekernels")
-    ]
+    assert timed == [(op, which, name) for op in peers.OPS for which in PASSES for name in ("eager", "bytekernels")]
     assert {row["shape"] for row in report["rows"]} == {str(bench_chunking.QUICK_SHAPE)}
     assert [item["provider"] for item in report["skipped"]] == ["mamba-ssm"]
     assert (out / "bench_chunking.png").read_bytes().startswith(b"\x89PNG")
@@ -94,14 +93,14 @@ def test_route_and_gather_are_added_up(monkeypatch, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", list(harness.DTYPES))
+@pytest.mark.parametrize("dtype", list(command.DTYPES))
 def test_a_quick_run_on_a_gpu(dtype, tmp_path):
     path = tmp_path / "report.json"
     flags = ["--quick", "--device", "cuda", "--dtype", dtype, "--provider", "eager", "bytekernels", "--json", str(path)]
     assert bench_chunking.main(flags) == 0
     report = json.loads(path.read_text())
     assert report["machine"]["kind"] == "cuda"
-    assert len(report["rows"]) == len(peers.OPS) * len(harness.PASSES) * 2
+    assert len(report["rows"]) == len(peers.OPS) * len(PASSES) * 2
     assert all(row["peak_mib"] > 0 for row in report["rows"])
 
 

@@ -11,11 +11,9 @@ launches a kernel.
 import argparse
 import concurrent.futures
 import importlib.util
-import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -29,6 +27,9 @@ from launches import Launch, kernels_of, recorded
 from resources import Resources, compiled
 from triton import knobs
 from triton.runtime.errors import TritonError
+
+from benchmarks import machine
+from benchmarks.report import write_json
 
 HERE = Path(__file__).parent
 ARCHES = (80, 90, 100)
@@ -147,7 +148,7 @@ def _check(rows: list[Row], sm80_local_bytes: dict[str, int], report: Path | Non
         if excess:
             failures.append(f"{row.label}: {'; '.join(excess)}")
     if report is not None:
-        _write(report, {"commit": _commit(), "versions": _versions(), "rows": numbers, "failures": failures})
+        write_json(report, {**machine.commit(), "versions": _versions(), "rows": numbers, "failures": failures})
     return failures
 
 
@@ -162,19 +163,6 @@ def _module(path: Path) -> ModuleType:
 def _versions() -> dict[str, str]:
     tools = {"ptxas": knobs.nvidia.ptxas, "ptxas-blackwell": knobs.nvidia.ptxas_blackwell}
     return {"triton": triton.__version__, **{name: tool.version for name, tool in tools.items()}}
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    """JSON, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,19 @@ def make(seed, share):
 def test_no_call_waits_for_the_device():
     cu = ragged(LENGTHS)[0].cuda()
     leaves = [value.requires_grad_() for value in make(0, 0.2)]
-    round_trip(*leaves, cu)[1].sum().backward()  # compiles
+
+    def gradients():
+        return torch.autograd.grad(round_trip(*leaves, cu)[1].sum(), leaves)
+
+    expected = gradients()  # compiles
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        round_trip(*leaves, cu)[1].sum().backward()
+        found = gradients()  # raises where something waits
     finally:
         torch.cuda.set_sync_debug_mode(before)
+    assert all(torch.equal(got, want) for got, want in zip(found, expected, strict=True))
 
 
 def test_a_graph_replays_with_other_boundaries_and_reports_overflow():
