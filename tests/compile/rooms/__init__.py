@@ -1,0 +1,1 @@
+"""For each room with Triton kernels, the calls of its launchers that are compiled."""
