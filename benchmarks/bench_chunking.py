@@ -3,11 +3,9 @@
 ``python benchmarks/bench_chunking.py [--shape T=65536,D=512] [--json FILE.json] [--plot FILE.png]``
 """
 
-import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import command, harness, peers
+from benchmarks import command, peers, shapes
 from benchmarks.harness import Case
 from benchmarks.report import Report, aligned
 from bytekernels import Routing
 from bytekernels.dechunk import roofline as dechunk_roofline
-from bytekernels.ragged import cu_seqlens_of
 from bytekernels.roofline import Work
 from bytekernels.route import roofline as route_roofline
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(shapes.Shape):
     """What is chunked.
 
     Attributes:
@@ -43,34 +40,9 @@ class Shape:
     C: int = 5
     S: int = 16
 
-    def __str__(self) -> str:
-        return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
-
 
 SHAPES = {"cpu": Shape(T=65536, D=512), "cuda": Shape(T=131072, D=3072)}
 QUICK_SHAPE = Shape(T=2048, D=64, S=4)
-
-
-def parse_shape(text: str, default: Shape) -> Shape:
-    """``T=65536,D=512`` to a shape; a letter that is not given keeps the default's value.
-
-    Raises:
-        argparse.ArgumentTypeError: a letter that is unknown or given twice, or a value that is no shape.
-    """
-    letters = [field.name for field in fields(Shape)]
-    values: dict[str, int] = {}
-    for item in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", item)
-        if match is None or match[1] not in letters or match[1] in values or int(match[2]) < 1:
-            raise argparse.ArgumentTypeError(
-                f"{item!r} in {text!r}: write each of {', '.join(letters)} at most once, as in T=65536,D=512, with a "
-                "whole number from 1"
-            )
-        values[match[1]] = int(match[2])
-    shape = Shape(**{letter: values.get(letter, getattr(default, letter)) for letter in letters})
-    if shape.T < shape.S:
-        raise argparse.ArgumentTypeError(f"T={shape.T} bytes are too few for S={shape.S} sequences: raise T or lower S")
-    return shape
 
 
 def cases(ops: Sequence[str], shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Iterator[Case]:
@@ -130,10 +102,7 @@ class _Batch:
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.generator = torch.Generator(device).manual_seed(seed)
-        shares = 0.5 + self._random(shape.S)  # the longest sequence is up to three times the shortest
-        ends = (shares.cumsum(0) / shares.sum() * shape.T).round().to(torch.int32)
-        ends[-1] = shape.T
-        self.cu_seqlens = cu_seqlens_of(ends.diff(prepend=ends.new_zeros(1)))
+        self.cu_seqlens = shapes.drawn_sequences(shape, self.generator)
         self.q, self.k = self._pairs()
         self.null = self.normal(1).detach().flatten().requires_grad_()
         self.routing = self._routing()
@@ -183,34 +152,21 @@ def sums(report: Report) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = command.parser("bench_chunking.py", __doc__.splitlines()[0], peers.OPS, peers.PROVIDERS)
-    defaults = "; ".join(f"{kind}: {shape}" for kind, shape in SHAPES.items())
-    parser.add_argument(
-        "--shape",
-        metavar="T=65536,D=512",
-        help=f"T bytes of width D, C bytes per chunk, S sequences (default: {defaults})",
+    benchmark = command.Benchmark(
+        prog="bench_chunking.py",
+        description=__doc__.splitlines()[0],
+        letters="T bytes of width D, C bytes per chunk, S sequences",
+        shapes=SHAPES,
+        quick_shape=QUICK_SHAPE,
+        ops=peers.OPS,
+        provider_names=peers.PROVIDERS,
+        on_request=peers.ON_REQUEST,
+        not_quick=("compile",),
+        cases=cases,
+        providers=peers.providers,
+        paragraph=sums,
     )
-    options = parser.parse_args(arguments)
-    device = options.device or command.default_device()
-    shape = QUICK_SHAPE if options.quick else SHAPES[device.type]
-    if options.shape:
-        try:
-            shape = parse_shape(options.shape, shape)
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument --shape: {error}")
-    dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    names = options.provider or [name for name in peers.PROVIDERS if name not in peers.ON_REQUEST]
-    if options.quick and not options.provider:
-        names.remove("compile")
-    print(f"{shape} in {dtype} on {device}", flush=True)
-    report = harness.run(
-        cases(options.op, shape, command.DTYPES[dtype], device),
-        peers.providers(names, device),
-        options.passes,
-        device,
-        harness.QUICK if options.quick else harness.Budget(),
-    )
-    return command.publish(report, options, sums(report))
+    return command.main(benchmark, arguments)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,103 @@
 """What the benchmarks' commands have in common: their flags, and what they print and write at the end."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import harness, machine
+from benchmarks.harness import Case, Provider, Unavailable
 from benchmarks.report import PASSES, Report, plot, table, write_json
+from benchmarks.shapes import Shape, parse_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parser(prog: str, description: str, ops: Sequence[str], providers: Sequence[str]) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark's command needs to know.
+
+    Attributes:
+        prog: the file's name.
+        description: one line.
+        letters: what the letters of a shape say.
+        shapes: the default shape by type of device.
+        quick_shape: the default with --quick.
+        ops: of all cases.
+        provider_names: of all providers.
+        on_request: providers that run only when they are named.
+        not_quick: providers that --quick leaves out unless they are named.
+        cases: of (ops, shape, dtype, device).
+        providers: by name, of (names, device).
+        paragraph: printed below the table; empty for none.
+        arithmetic: whether the roofline counts FLOPs besides traffic.
+    """
+
+    prog: str
+    description: str
+    letters: str
+    shapes: Mapping[str, Shape]
+    quick_shape: Shape
+    ops: Sequence[str]
+    provider_names: Sequence[str]
+    on_request: Sequence[str]
+    cases: Callable[[Sequence[str], Any, torch.dtype, torch.device], Iterable[Case]]
+    providers: Callable[[Sequence[str], torch.device], Mapping[str, Provider | Unavailable]]
+    not_quick: Sequence[str] = ()
+    paragraph: Callable[[Report], str] = lambda report: ""
+    arithmetic: bool = False
+
+
+def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
+    """Run a benchmark as its flags say.
+
+    Returns:
+        The exit status: 1 where a provider was refused.
+    """
+    flags = _parser(benchmark)
+    options = flags.parse_args(arguments)
+    device = options.device or default_device()
+    shape = benchmark.quick_shape if options.quick else benchmark.shapes[device.type]
+    if options.shape:
+        try:
+            shape = parse_shape(options.shape, shape)
+        except argparse.ArgumentTypeError as error:
+            flags.error(f"argument --shape: {error}")
+    dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    absent = {*benchmark.on_request, *(benchmark.not_quick if options.quick else ())}
+    names = options.provider or [name for name in benchmark.provider_names if name not in absent]
+    print(f"{shape} in {dtype} on {device}", flush=True)
+    report = harness.run(
+        benchmark.cases(options.op, shape, DTYPES[dtype], device),
+        benchmark.providers(names, device),
+        options.passes,
+        device,
+        harness.QUICK if options.quick else harness.Budget(),
+        arithmetic=DTYPES[dtype] if benchmark.arithmetic else None,
+    )
+    return _publish(report, options, benchmark.paragraph(report))
+
+
+def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
     """The flags that every benchmark has. ``gpu_pass.py`` relies on --device, --quick, --json and --plot."""
-    flags = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    flags = argparse.ArgumentParser(prog=benchmark.prog, description=benchmark.description, allow_abbrev=False)
     add = flags.add_argument
     add("--device", type=_device, default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
-    add("--op", nargs="+", choices=ops, default=list(ops), help="the ops to measure (default: all)")
-    add("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES), help="default: all")
-    add("--provider", nargs="+", choices=providers, help="default: all but reference (and compile, with --quick)")
+    add("--op", nargs="+", choices=benchmark.ops, default=list(benchmark.ops), help="default: all")
+    add("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES), help="default: all that the op has")
+    slow = f" (and {', '.join(benchmark.not_quick)}, with --quick)" if benchmark.not_quick else ""
+    default = f"default: all but {', '.join(benchmark.on_request)}{slow}"
+    add("--provider", nargs="+", choices=benchmark.provider_names, help=default)
     add("--quick", action="store_true", help="small, few rounds, no compiling: whether it runs")
     add("--json", type=_target(".json"), metavar="FILE.json", help="write the report")
     add("--plot", type=_target(".png"), metavar="FILE.png", help="draw the bandwidths of what was timed")
+    example = next(iter(benchmark.shapes.values()))
+    defaults = "; ".join(f"{kind}: {shape}" for kind, shape in benchmark.shapes.items())
+    add("--shape", metavar=str(example), help=f"{benchmark.letters} (default: {defaults})")
     return flags
 
 
@@ -54,17 +128,8 @@ def _target(suffix: str) -> Callable[[str], Path]:
     return target
 
 
-def publish(report: Report, options: argparse.Namespace, *extra: str) -> int:
-    """Print the report, and write what --json and --plot ask for.
-
-    Args:
-        report: of this run.
-        options: parsed by :func:`parser`'s parser.
-        extra: paragraphs printed below the table.
-
-    Returns:
-        The exit status: 1 where a provider was refused.
-    """
+def _publish(report: Report, options: argparse.Namespace, *extra: str) -> int:
+    """Print the report, extra paragraphs below its table, and write what --json and --plot ask for."""
     print(*filter(None, (machine.line(report.machine), table(report), *extra)), sep="\n\n")
     if options.json:
         write_json(options.json, vars(report))

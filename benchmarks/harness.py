@@ -7,10 +7,12 @@ the others in turn, so that a drift of the machine meets them all alike; and mea
 Times are medians of single calls. On a CUDA device they are taken with events, after the L2 cache has been emptied; on
 the CPU with the wall clock, and arguments smaller than the last cache are found there. ``forward`` runs without
 autograd, ``backward`` on a graph that is kept, ``both`` is forward with autograd and backward.
+An op without gradients has the first of them alone.
 
 Bandwidth is compulsory traffic (``roofline.py`` of the op's room) over the median, and is held against that of a large
 copy, bytes read and written, with the same threads and device in the same run. On the CPU the copy's target is in
-memory already, while an op's outputs are new pages that the system clears first.
+memory already, while an op's outputs are new pages that the system clears first. Where arithmetic counts, the roofline
+also knows the rate of a large matrix product, measured in the same way.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from torch.utils import _pytree as pytree
 from benchmarks import machine
 from benchmarks.report import Report
 from bytekernels.roofline import Work
-from bytekernels.testing import assert_close
+from bytekernels.testing import TOLERANCE, relative_error
 
 MIB = 2**20
 
@@ -46,10 +48,12 @@ class Provider:
     Attributes:
         functions: op to function.
         settings: entered around every call, forward and backward.
+        prepare: op to what makes its arguments from the case's, before any clock runs; as they are where it is missing.
     """
 
     functions: Mapping[str, Function]
     settings: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    prepare: Mapping[str, Callable[..., dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,11 @@ class Case:
         dtype: whose tolerance applies (``bytekernels.testing.TOLERANCE``).
         arguments: by name. Tensors that require a gradient are differentiated; other values are pytrees.
         reference: the truth, called with every floating-point tensor in float64.
-        work: what each of ``report.PASSES`` must do at least.
+        work: what each pass must do at least; a pass of ``report.PASSES`` that is not there, the op does not have.
+        updated: names of tensors that the op changes in place.
+        calls: how often a check calls the op in a row, each call on what the one before left; the last one's outputs
+            count.
+        chain: how many times the tolerance its errors may be: the number of ops in a row that round in between.
     """
 
     op: str
@@ -78,6 +86,9 @@ class Case:
     arguments: Mapping[str, Any]
     reference: Provider
     work: Mapping[str, Work]
+    updated: Sequence[str] = ()
+    calls: int = 1
+    chain: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,15 @@ class Truth:
 
     @classmethod
     def of(cls, case: Case, seed: int = 0) -> "Truth":
-        arguments = {
+        wide = {
             name: value.detach().double().requires_grad_()
             if _is_differentiated(value)
             else pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
             for name, value in case.arguments.items()
         }
+        arguments = _prepared(case, case.reference, wide)
         with case.reference.settings():
-            outputs = case.reference.functions[case.op](**arguments)
+            outputs = _outputs(case, case.reference, arguments)
             cotangents = {}
             for name, output in outputs.items():
                 if output.requires_grad:
@@ -149,6 +161,8 @@ def _gradients(
     retain_graph: bool = False,
 ) -> dict[str, Tensor]:
     names = [name for name, value in arguments.items() if _is_differentiated(value)]
+    if not names:
+        return {}
     gradients = torch.autograd.grad(
         [outputs[name] for name in cotangents],
         [arguments[name] for name in names],
@@ -156,6 +170,23 @@ def _gradients(
         retain_graph=retain_graph,
     )
     return dict(zip(names, gradients, strict=True))
+
+
+def _arguments(case: Case, provider: Provider) -> dict[str, Any]:
+    """The provider's own, with copies of what a call changes."""
+    return _prepared(case, provider, {name: case.arguments[name].clone() for name in case.updated})
+
+
+def _prepared(case: Case, provider: Provider, others: Mapping[str, Any]) -> dict[str, Any]:
+    """What the provider makes of the case's arguments, with others in their place."""
+    return provider.prepare.get(case.op, dict)(**{**case.arguments, **others})
+
+
+def _outputs(case: Case, provider: Provider, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of the last of ``case.calls`` calls in a row."""
+    for _ in range(case.calls - 1):
+        provider.functions[case.op](**arguments)
+    return provider.functions[case.op](**arguments)
 
 
 def _typed(cotangents: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,18 +199,27 @@ def check(case: Case, provider: Provider, truth: Truth) -> None:
     Raises:
         AssertionError: what is wrong, and by how much. Whatever else the provider raises passes through.
     """
+    arguments = _arguments(case, provider)
     with provider.settings():
-        outputs = provider.functions[case.op](**case.arguments)
+        outputs = _outputs(case, provider, arguments)
         missing = sorted(set(truth.outputs) - set(outputs))
         assert not missing, f"no output {', '.join(missing)}"
         for name, expected in truth.outputs.items():
             if expected.is_floating_point():
-                assert_close(outputs[name], expected, dtype=case.dtype, what=name)
+                _assert_close(outputs[name], expected, case, name)
             else:
                 _assert_equal(outputs[name], expected, name)
-        gradients = _gradients(outputs, case.arguments, _typed(truth.cotangents, outputs))
+        gradients = _gradients(outputs, arguments, _typed(truth.cotangents, outputs))
     for name, expected in truth.gradients.items():
-        assert_close(gradients[name], expected, dtype=case.dtype, what=f"gradient of {name}")
+        _assert_close(gradients[name], expected, case, f"gradient of {name}")
+
+
+def _assert_close(value: Tensor, expected: Tensor, case: Case, what: str) -> None:
+    limit = case.chain * TOLERANCE[case.dtype]
+    assert value.shape == expected.shape, f"{what}: shape {list(value.shape)}, expected {list(expected.shape)}"
+    assert torch.isfinite(value).all(), f"{what}: {int((~torch.isfinite(value)).sum())} values are not finite"
+    error = relative_error(value, expected)
+    assert error <= limit, f"{what}: relative error {error:.2e} exceeds {limit:.3g}"
 
 
 def _assert_equal(value: Tensor, expected: Tensor, name: str) -> None:
@@ -190,7 +230,7 @@ def _assert_equal(value: Tensor, expected: Tensor, name: str) -> None:
 
 def call_of(case: Case, provider: Provider, which: str, cotangents: Mapping[str, Tensor]) -> Callable[[], Any]:
     """A call without arguments that runs one of ``report.PASSES`` once."""
-    function, settings, arguments = provider.functions[case.op], provider.settings, case.arguments
+    function, settings, arguments = provider.functions[case.op], provider.settings, _arguments(case, provider)
 
     if which == "forward":
 
@@ -288,6 +328,15 @@ def copy_bandwidth(device: torch.device, budget: Budget) -> float:
     return 2 * source.nbytes / (statistics.median(samples) / 1e3)
 
 
+def matmul_rate(device: torch.device, dtype: torch.dtype, budget: Budget) -> float:
+    """FLOPs per second of a square matrix product, 1024 wide on the CPU and 8192 on a GPU."""
+    width = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(width, width, device=device).to(dtype)
+    right = left.clone()
+    samples = time_in_turn({"matmul": lambda: left @ right}, device, budget)["matmul"]
+    return 2 * width**3 / (statistics.median(samples) / 1e3)
+
+
 def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
     """MiB that a call takes at its peak on top of what was there before it, its results included.
 
@@ -331,10 +380,16 @@ def run(
     passes: Sequence[str],
     device: torch.device,
     budget: Budget,
+    *,
+    arithmetic: torch.dtype | None = None,
 ) -> Report:
-    """Check, time and measure every case with every provider that has its op."""
-    ceilings = Ceilings(copy_bandwidth(device, budget))
-    report = Report(machine.facts(device, ceilings.copy))
+    """Check, time and measure every case with every provider that has its op.
+
+    ``arithmetic`` is the dtype in which the ops multiply, where the roofline is to count it.
+    """
+    flops = None if arithmetic is None else matmul_rate(device, arithmetic, budget)
+    ceilings = Ceilings(copy_bandwidth(device, budget), flops)
+    report = Report(machine.facts(device, ceilings.copy, ceilings.flops))
     report.skipped += [
         {"provider": name, "reason": provider.reason}
         for name, provider in providers.items()
@@ -365,19 +420,19 @@ def measure(
         try:
             check(case, provider, truth)
         except Exception as error:
-            report.refused.append({"op": case.op, "provider": name, "reason": _reason(error)})
+            _turn_away(report, case.op, name, error)
         else:
             sound[name] = provider
     cotangents = truth.cotangents
     del truth
-    for which in passes:
+    for which in (which for which in passes if which in case.work):
         calls = {}
         for name, provider in sound.items():
             try:
                 call = call_of(case, provider, which, cotangents)
                 call()
             except Exception as error:  # compiling without autograd may fail where it had not failed before
-                report.refused.append({"op": case.op, "provider": name, "reason": f"{which}: {_reason(error)}"})
+                _turn_away(report, case.op, name, error, f"{which}: ")
             else:
                 calls[name] = call
         samples = time_in_turn(calls, device, budget)
@@ -385,9 +440,14 @@ def measure(
             report.rows.append(row(case, which, name, samples[name], peak_memory(call, device), ceilings))
 
 
-def _reason(error: Exception) -> str:
+def _turn_away(report: Report, op: str, provider: str, error: Exception, where: str = "") -> None:
+    """Say why a provider is not timed. Too little memory is the machine's fault, all else the provider's."""
+    if isinstance(error, torch.OutOfMemoryError):
+        report.skipped.append({"provider": provider, "reason": f"{where}{op} needs more memory than the device has"})
+        return
     message = (str(error).strip() or repr(error)).splitlines()[0]
-    return message if isinstance(error, AssertionError) else f"{type(error).__name__}: {message}"
+    reason = message if isinstance(error, AssertionError) else f"{type(error).__name__}: {message}"
+    report.refused.append({"op": op, "provider": provider, "reason": where + reason})
 
 
 def row(

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 
-def facts(device: torch.device, copy: float) -> dict[str, Any]:
-    """What numbers are measured on and with; ``copy`` in bytes per second, measured in the same run."""
+def facts(device: torch.device, copy: float, flops: float | None = None) -> dict[str, Any]:
+    """What numbers are measured on and with; ``copy`` in bytes and ``flops`` in FLOPs per second, of the same run."""
     return {
         **(_gpu(device) if device.type == "cuda" else _cpu()),
         "copy_gb_per_s": copy / 1e9,
+        **({} if flops is None else {"matmul_tflop_per_s": flops / 1e12}),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -31,9 +32,12 @@ def line(facts: Mapping[str, Any]) -> str:
         hardware = f"{facts['device']}, {facts['clocks']}, driver {facts['driver']}"
     else:
         hardware = f"{facts['device']}, {facts['cores']} cores, {facts['threads']} threads"
+    rates = f"copies at {facts['copy_gb_per_s']:.1f} GB/s"
+    if "matmul_tflop_per_s" in facts:
+        rates += f", matrix products at {facts['matmul_tflop_per_s']:.2f} TFLOP/s"
     commit = facts["commit"] + (" with changes" if facts["dirty"] else "")
     return (
-        f"{hardware}; copies at {facts['copy_gb_per_s']:.1f} GB/s\n{facts['system']}, Python {facts['python']}, "
+        f"{hardware}; {rates}\n{facts['system']}, Python {facts['python']}, "
         f"torch {facts['torch']}, triton {facts['triton'] or 'none'}; commit {commit}"
     )
 

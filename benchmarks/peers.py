@@ -11,7 +11,6 @@ Every function takes its op's arguments by name and returns its outputs by name.
 
 import contextlib
 import functools
-import importlib
 import importlib.util
 import math
 import os
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import bytekernels
+from benchmarks import public
 from benchmarks.harness import Function, Provider, Unavailable
 from bytekernels import Routing
 
@@ -69,8 +69,7 @@ def _decaying_sum(rows: Tensor, log_decay: Tensor) -> Tensor:
 
 def mamba_ema(chunks: Tensor, weight: Tensor, cu_chunks: Tensor) -> Tensor:
     """The EMA by mamba-ssm's SSD scan: with A = -1, dt = -log(1 - w), x = w c / dt and B = C = 1 its state is z."""
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
+    scan = public.mamba_ssm("ops.triton.ssd_combined").mamba_chunk_scan_combined
     count, width = chunks.shape
     heads = width // math.gcd(width, 64)  # of 64 columns where that goes
     first = torch.zeros(count + 1, dtype=torch.bool, device=chunks.device)
@@ -80,7 +79,7 @@ def mamba_ema(chunks: Tensor, weight: Tensor, cu_chunks: Tensor) -> Tensor:
     dt = -torch.log((1 - weight).clamp(min=1e-6))
     x = (weight / dt)[:, None] * chunks
     ones = torch.ones(1, count, 1, 1, dtype=chunks.dtype, device=chunks.device)
-    z = mamba_chunk_scan_combined(
+    z = scan(
         x.to(chunks.dtype).view(1, count, heads, width // heads),
         dt[None, :, None].expand(1, count, heads).contiguous(),
         -torch.ones(heads, device=chunks.device),
@@ -226,8 +225,7 @@ def _compiled(device: torch.device) -> Provider | Unavailable:
 def _mamba(device: torch.device) -> Provider | Unavailable:
     if device.type != "cuda":
         return Unavailable(f"mamba-ssm's scan runs on CUDA devices alone, not on {device}")
-    try:
-        importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
-    except Exception as error:  # missing, or built for another torch or Triton
-        return Unavailable(f"mamba-ssm can't be imported ({error}): pip install mamba-ssm")
-    return Provider({op: functools.partial(EAGER[op], average=mamba_ema) for op in ("dechunk", "roundtrip")})
+    load = functools.partial(public.mamba_ssm, "ops.triton.ssd_combined")
+    return public.missing(load, "mamba-ssm", "mamba-ssm") or Provider(
+        {op: functools.partial(EAGER[op], average=mamba_ema) for op in ("dechunk", "roundtrip")}
+    )

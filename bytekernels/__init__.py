@@ -4,10 +4,11 @@ from importlib.util import find_spec
 
 if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does without
     from bytekernels.byte_table import byte_table
-    from bytekernels.conv import causal_conv1d, causal_conv1d_step
+    from bytekernels.conv import byte_conv1d, causal_conv1d, causal_conv1d_step
     from bytekernels.dechunk import dechunk
     from bytekernels.linear_kl import linear_kl
     from bytekernels.marginals import SortedVocabulary, byte_marginals, token_prefix
+    from bytekernels.mixer import MixerState, MixerStates, mamba2_mixer, mamba2_mixer_step
     from bytekernels.norm import gated_rms_norm, rms_norm
     from bytekernels.pack import next_byte_targets, pack_bytes, pack_padded, token_end_mask, unpack
     from bytekernels.ragged import BOS, EOS, IGNORE
@@ -19,9 +20,12 @@ __all__ = [
     "BOS",
     "EOS",
     "IGNORE",
+    "MixerState",
+    "MixerStates",
     "Routing",
     "SortedVocabulary",
     "SuffixTrie",
+    "byte_conv1d",
     "byte_marginals",
     "byte_table",
     "causal_conv1d",
@@ -32,6 +36,8 @@ __all__ = [
     "gather_chunks",
     "linear_kl",
     "longest_suffix",
+    "mamba2_mixer",
+    "mamba2_mixer_step",
     "mamba2_step",
     "next_byte_targets",
     "pack_bytes",

@@ -106,12 +106,17 @@ def reference(room: str) -> Implementation:
     return Implementation(f"bytekernels.{room}.reference")
 
 
-def triton(room: str) -> Implementation:
+def triton(room: str, why_not: Callable[..., str | None] | None = None) -> Implementation:
     """The room's Triton kernels: CUDA tensors, and on request CPU tensors through Triton's interpreter.
 
     float64 is left to the reference. The interpreter takes float32 alone: it gets narrower sums wrong without a word.
+    ``why_not`` is asked besides, where Triton is installed.
     """
-    return Implementation(f"bytekernels.{room}.triton", devices=("cuda",), on_request=("cpu",), why_not=_triton_refusal)
+
+    def refusal(*args: Any) -> str | None:
+        return _triton_refusal(*args) or (None if why_not is None else why_not(*args))
+
+    return Implementation(f"bytekernels.{room}.triton", devices=("cuda",), on_request=("cpu",), why_not=refusal)
 
 
 def _triton_refusal(*args: Any) -> str | None:

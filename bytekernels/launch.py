@@ -16,6 +16,18 @@ def on_device(tensor: Tensor) -> Any:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def compute_capability(tensor: Tensor) -> int:
+    """Of the chip that a launch for the tensor goes to: 90 for sm_90. 0 where kernels are interpreted."""
+    if tensor.device.type == "cpu":
+        return 0
+    return triton.runtime.driver.active.get_current_target().arch
+
+
+def with_dense_rows(x: Tensor) -> Tensor:
+    """x [T, ...] itself where the elements of each row lie together, at any row stride; else a copy."""
+    return x if x[:1].is_contiguous() else x.contiguous()
+
+
 def search_steps(entries: int) -> int:
     """Halvings after which :func:`first_at_or_after` has one of ``entries + 1`` answers left."""
     return entries.bit_length()
@@ -50,21 +62,38 @@ def first_at_or_after(p_values, entries, o_wanted, steps):
     return o_low
 
 
+@triton.jit
+def sequence_of_tile(p_cu, sequences, i_tile, steps, LENGTH: tl.constexpr):
+    """The last sequence whose tiles begin at or before i_tile, those of sequence s beginning at cu[s] // LENGTH + s.
+
+    That leaves each sequence the tiles of LENGTH rows that it needs: floor(b/L) - floor(a/L) + 1 >= ceil((b - a)/L).
+    """
+    i_low = i_tile * 0
+    i_high = i_low + sequences
+    for _ in range(steps):
+        i_middle = (i_low + i_high + 1) // 2
+        m_begun = tl.load(p_cu + i_middle) // LENGTH + i_middle <= i_tile
+        i_low = tl.where(m_begun, i_middle, i_low)
+        i_high = tl.where(m_begun, i_high, i_middle - 1)
+    return i_low
+
+
 @triton.jit(do_not_specialize=["parts", "length"])
-def sum_parts_kernel(p_parts, p_sums, parts, length, BLOCK_N: tl.constexpr):
-    """sums[n] = sum of parts[:, n], in their order."""
+def sum_parts_kernel(p_parts, p_sums, parts, length, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    """sums[n] = sum of parts[:, n]: every BLOCK_P-th in order, then those sums as a tree."""
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < length
-    b_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
-    for i in range(parts):
-        b_sum += tl.load(p_parts + i * length.to(tl.int64) + o_n, mask=m_n, other=0.0)
-    tl.store(p_sums + o_n, b_sum, mask=m_n)
+    b_sum = tl.zeros([BLOCK_P, BLOCK_N], dtype=tl.float32)
+    for i in range(0, parts, BLOCK_P):
+        o_p = i + tl.arange(0, BLOCK_P)
+        m_pn = (o_p < parts)[:, None] & (o_n < length)[None, :]
+        b_sum += tl.load(p_parts + o_p[:, None] * length.to(tl.int64) + o_n[None, :], mask=m_pn, other=0.0)
+    tl.store(p_sums + o_n, tl.sum(b_sum, 0), mask=o_n < length)
 
 
 def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum over the first axis of float32 [P, N], in an order that P alone decides: [N] in the given dtype."""
     sums = parts.new_empty(parts.shape[1], dtype=dtype)
     if len(sums):
-        grid = (triton.cdiv(len(sums), 256),)
-        sum_parts_kernel[grid](parts, sums, parts.shape[0], parts.shape[1], BLOCK_N=256, num_warps=4)
+        grid = (triton.cdiv(len(sums), 32),)
+        sum_parts_kernel[grid](parts, sums, parts.shape[0], parts.shape[1], BLOCK_P=64, BLOCK_N=32, num_warps=4)
     return sums

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import bytekernels
-from bytekernels import BOS, Routing
+from bytekernels import BOS, MixerState, Routing
 from bytekernels.ragged import check_cu_seqlens
 from models.config import ByteLMConfig
 from models.core import Core
 from models.dechunk import Dechunk
 from models.layers import ByteEmbedding, SwiGLU
-from models.local_stack import LocalStack, MixerState
+from models.local_stack import LocalStack
 from models.router import Router
 
 JOINT = 512  # next byte x "does a chunk end on it": entry b for going on, 256 + b for an end
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         self.bridge = SwiGLU(config.width, config.bridge_inner, config.core_width)
 
     def forward(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        return self.bridge(self.stack(self.embed(ids), cu_seqlens))
+        return self.bridge(self.stack(self.embed.weight, cu_seqlens, ids))
 
     def step(self, ids: Tensor, states: list[MixerState]) -> Tensor:
         return self.bridge(self.stack.step(self.embed(ids), states))

@@ -19,18 +19,6 @@ class RMSNorm(nn.Module):
         return bytekernels.rms_norm(x, self.weight, residual, eps=self.eps)
 
 
-class GatedRMSNorm(nn.Module):
-    """RMS norm of ``y * silu(z)`` in groups (:func:`bytekernels.gated_rms_norm`)."""
-
-    def __init__(self, width: int, group_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.group_size, self.eps = group_size, eps
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        return bytekernels.gated_rms_norm(y, z, self.weight, self.group_size, eps=self.eps)
-
-
 class SwiGLU(nn.Module):
     """``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv 2002.05202): [..., d_in] to [..., d_out]."""
 

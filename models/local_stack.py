@@ -1,23 +1,16 @@
 """The byte-level stacks: residual Mamba2 blocks (Dao & Gu 2024) over packed bytes."""
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import bytekernels
+from bytekernels import MixerState
+from bytekernels.ragged import accumulation_dtype
 from models.config import ByteLMConfig
-from models.layers import GatedRMSNorm, RMSNorm
-
-
-@dataclass
-class MixerState:
-    """What one mixer remembers of S sequences: the convolution's last inputs and the state-space state, both fp32."""
-
-    conv: Tensor  # [S, C, K-1]
-    ssm: Tensor  # [S, H, P, N]
+from models.layers import RMSNorm
 
 
 class Mamba2Mixer(nn.Module):
@@ -26,7 +19,7 @@ class Mamba2Mixer(nn.Module):
     def __init__(self, config: ByteLMConfig, num_layers: int) -> None:
         super().__init__()
         self.inner, self.heads, self.head_dim = config.inner_width, config.num_heads, config.head_dim
-        self.groups, self.state_size = config.num_groups, config.state_size
+        self.groups, self.state_size, self.eps = config.num_groups, config.state_size, config.norm_eps
         conv_channels = self.inner + 2 * self.groups * self.state_size
         self.in_proj = nn.Linear(config.width, self.inner + conv_channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(conv_channels, conv_channels, config.conv_kernel, groups=conv_channels)
@@ -35,43 +28,47 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus(dt_bias) = step
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
-        self.norm = GatedRMSNorm(self.inner, self.inner // self.groups, config.norm_eps)
+        self.norm = nn.RMSNorm(self.inner, self.eps)  # as conv1d, a place for parameters: the op applies them
         self.out_proj = nn.Linear(self.inner, config.width, bias=False)
         with torch.no_grad():
             self.out_proj.weight /= math.sqrt(num_layers)
 
-    def _split(self, conved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, B, C = conved.split([self.inner, *[self.groups * self.state_size] * 2], dim=-1)
-        x = x.unflatten(-1, (self.heads, self.head_dim))  # [T, H, P]
-        return x, B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))
-
-    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.in_proj(hidden).split([self.inner, self.conv1d.in_channels, self.heads], dim=-1)
-
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Mix each sequence of a packed batch: [T, d] to [T, d]."""
-        z, xbc, dt = self._project(hidden)
-        xbc = bytekernels.causal_conv1d(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, cu_seqlens)
-        x, B, C = self._split(xbc)
+    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         A = -torch.exp(self.A_log.float())
-        y = bytekernels.ssd_scan(x, dt, A, B, C, cu_seqlens, D=self.D, dt_bias=self.dt_bias, dt_softplus=True)
-        return self.out_proj(self.norm(y.flatten(1), z))
+        return self.conv1d.weight[:, 0], self.conv1d.bias, A, self.D, self.dt_bias, self.norm.weight
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Mix each sequence of a packed batch: [T, d] to [T, d].
+
+        With ``ids`` (uint8 [T]) hidden is a table [256, d] of rows by byte value, and in_proj runs over it alone.
+        """
+        mixed = bytekernels.mamba2_mixer(
+            self.in_proj(hidden),
+            *self._weights(),
+            cu_seqlens,
+            head_dim=self.head_dim,
+            num_groups=self.groups,
+            eps=self.eps,
+            ids=ids,
+        )
+        return self.out_proj(mixed)
 
     def step(self, hidden: Tensor, state: MixerState) -> Tensor:
         """Mix one more row of each of S sequences, [S, d] to [S, d]; the state is updated in place."""
-        z, xbc, dt = self._project(hidden)
-        xbc = bytekernels.causal_conv1d_step(xbc, state.conv, self.conv1d.weight[:, 0], self.conv1d.bias)
-        x, B, C = self._split(xbc)
-        A = -torch.exp(self.A_log.float())
-        y = bytekernels.mamba2_step(x, dt, A, B, C, state.ssm, D=self.D, dt_bias=self.dt_bias, dt_softplus=True)
-        return self.out_proj(self.norm(y.flatten(1), z))
+        mixed = bytekernels.mamba2_mixer_step(
+            self.in_proj(hidden),
+            *self._weights(),
+            state,
+            head_dim=self.head_dim,
+            num_groups=self.groups,
+            eps=self.eps,
+        )
+        return self.out_proj(mixed)
 
     def empty_state(self, sequences: int) -> MixerState:
-        kernel, device = self.conv1d.kernel_size[0], self.D.device
-        return MixerState(
-            torch.zeros(sequences, self.conv1d.in_channels, kernel - 1, device=device),
-            torch.zeros(sequences, self.heads, self.head_dim, self.state_size, device=device),
-        )
+        channels, taps, dtype = self.conv1d.in_channels, self.conv1d.kernel_size[0], accumulation_dtype(self.D.dtype)
+        sizes = (self.heads, self.head_dim, self.state_size)
+        return MixerState.empty(sequences, channels, taps, *sizes, device=self.D.device, dtype=dtype)
 
 
 class Block(nn.Module):
@@ -82,10 +79,17 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.mixer = Mamba2Mixer(config, num_layers)
 
-    def forward(self, x: Tensor, residual: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixer's output [T, d], and the sum before it, which it is still to be added to."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None, cu_seqlens: Tensor, ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The mixer's output [T, d], and the sum before it, which it is still to be added to.
+
+        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``; there is no residual then.
+        """
         x, residual = self.norm(x, residual)
-        return self.mixer(x, cu_seqlens), residual
+        if ids is not None:
+            residual = bytekernels.byte_table(ids, residual)
+        return self.mixer(x, cu_seqlens, ids), residual
 
     def step(self, x: Tensor, residual: Tensor | None, state: MixerState) -> tuple[Tensor, Tensor]:
         x, residual = self.norm(x, residual)
@@ -100,11 +104,18 @@ class LocalStack(nn.Module):
         self.blocks = nn.ModuleList(Block(config, num_layers) for _ in range(num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, d] to [T, d], each sequence by itself."""
+    def forward(self, x: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """[T, d] to [T, d], each sequence by itself.
+
+        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``: the first norm and in_proj, which
+        see nothing but the byte, then run over 256 rows in place of T.
+        """
         residual = None
+        if ids is not None and not self.blocks:
+            x = bytekernels.byte_table(ids, x)
         for block in self._typed_blocks:
-            x, residual = block(x, residual, cu_seqlens)
+            x, residual = block(x, residual, cu_seqlens, ids)
+            ids = None
         return self.norm(x, residual)[0]
 
     def step(self, x: Tensor, states: list[MixerState]) -> Tensor:

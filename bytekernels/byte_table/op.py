@@ -7,8 +7,9 @@ from torch import Tensor
 
 from bytekernels import dispatch
 
-_byte_table = dispatch.Dispatch("byte_table", reference=dispatch.reference("byte_table"))
-_byte_table_backward = dispatch.Dispatch("byte_table_backward", reference=dispatch.reference("byte_table"))
+_implementations = dict(triton=dispatch.triton("byte_table"), reference=dispatch.reference("byte_table"))
+_byte_table = dispatch.Dispatch("byte_table", **_implementations)
+_byte_table_backward = dispatch.Dispatch("byte_table_backward", **_implementations)
 
 
 @torch.library.custom_op("bytekernels::byte_table", mutates_args=())
@@ -52,7 +53,7 @@ def byte_table(ids: Tensor, table: Tensor) -> Tensor:
 
     Args:
         ids: uint8 [T].
-        table: [256, C], a floating dtype.
+        table: [256, C], a floating dtype. Rows may be strided, as in a slice of columns.
 
     Returns:
         [T, C] in the table's dtype.
@@ -61,6 +62,11 @@ def byte_table(ids: Tensor, table: Tensor) -> Tensor:
         TypeError: ids that are not uint8, or a table that is not floating.
         ValueError: shapes that do not match.
     """
+    check_ids_and_table(ids, table)
+    return byte_table_op(ids, table)
+
+
+def check_ids_and_table(ids: Tensor, table: Tensor) -> None:
     if ids.dtype != torch.uint8:
         raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
     if ids.dim() != 1:
@@ -69,4 +75,3 @@ def byte_table(ids: Tensor, table: Tensor) -> Tensor:
         raise TypeError(f"table must have a floating dtype, got {table.dtype}")
     if table.dim() != 2 or table.shape[0] != 256:
         raise ValueError(f"table must have shape [256, C], a row for each byte value, got {list(table.shape)}")
-    return byte_table_op(ids, table)

@@ -1,9 +1,12 @@
 """The causal convolution through the extension: csrc/conv.h. Float32 and bfloat16 on the CPU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bytekernels import _C
+from bytekernels.conv.reference import convolve_bytes, convolve_bytes_backward
 from bytekernels.extension import array, fresh, rows, threads
 
 
@@ -50,6 +53,14 @@ def causal_conv1d_backward(
     )
     pairs = zip(outputs, parameters, strict=True)
     return [dx, *(out.to(value.dtype) for out, value in pairs if out is not None and value is not None)]
+
+
+def byte_conv1d(*args: Any) -> Tensor:
+    return convolve_bytes(causal_conv1d, *args)
+
+
+def byte_conv1d_backward(*args: Any) -> list[Tensor]:
+    return convolve_bytes_backward(causal_conv1d_backward, *args)
 
 
 def _arguments(

@@ -1,5 +1,6 @@
 """The causal convolution as torch.library ops."""
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -9,21 +10,35 @@ from bytekernels import dispatch
 from bytekernels.ragged import check_cu_seqlens
 
 
-def _why_not_native(*args: Any) -> str | None:
-    """Why the extension can't serve these arguments of causal_conv1d, or of its backward, or None."""
-    x, weight = args[-6:-4]
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        return f"x must be float32 or bfloat16, got {x.dtype}"
-    if not 2 <= weight.shape[1] <= 4:
-        return f"weight must have 2 to 4 taps, got {weight.shape[1]}"
-    return dispatch.extension_refusal()
+def implementations(
+    x_and_weight: Callable[..., tuple[Tensor, Tensor]], *, native: bool = True
+) -> dict[str, dispatch.Implementation]:
+    """The room's implementations, best first, of an op among whose arguments x (or the table) and the weight are."""
+
+    def refusal_of_taps(*args: Any) -> str | None:
+        taps = x_and_weight(*args)[1].shape[1]
+        return None if 2 <= taps <= 4 else f"weight must have 2 to 4 taps, got {taps}"
+
+    def why_not_native(*args: Any) -> str | None:
+        dtype = x_and_weight(*args)[0].dtype
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"x must be float32 or bfloat16, got {dtype}"
+        return refusal_of_taps(*args) or dispatch.extension_refusal()
+
+    extension = dispatch.Implementation("bytekernels.conv.native", devices=("cpu",), why_not=why_not_native)
+    return {
+        "triton": dispatch.triton("conv", refusal_of_taps),
+        **({"native": extension} if native else {}),
+        "reference": dispatch.reference("conv"),
+    }
 
 
-_native = dispatch.Implementation("bytekernels.conv.native", devices=("cpu",), why_not=_why_not_native)
-_reference = dispatch.reference("conv")
-_forward = dispatch.Dispatch("causal_conv1d", native=_native, reference=_reference)
-_backward = dispatch.Dispatch("causal_conv1d_backward", native=_native, reference=_reference)
-_step = dispatch.Dispatch("causal_conv1d_step", reference=_reference)
+_implementations = implementations(lambda *args: args[-6:-4])
+_forward = dispatch.Dispatch("causal_conv1d", **_implementations)
+_backward = dispatch.Dispatch("causal_conv1d_backward", **_implementations)
+_step = dispatch.Dispatch(
+    "causal_conv1d_step", **implementations(lambda x, conv_state, weight, *_: (x, weight), native=False)
+)
 
 
 @torch.library.custom_op("bytekernels::causal_conv1d", mutates_args=())
@@ -132,7 +147,7 @@ def causal_conv1d(
     if x.dim() != 2:
         raise ValueError(f"x must have shape [T, C], got {list(x.shape)}")
     total, channels = x.shape
-    _check_parameters(channels, weight, bias, activation)
+    check_parameters(channels, weight, bias, activation)
     check_cu_seqlens(cu_seqlens, total)
     expected = (cu_seqlens.numel() - 1, channels, weight.shape[1] - 1)
     if initial_states is not None and initial_states.shape != expected:
@@ -163,14 +178,14 @@ def causal_conv1d_step(
     """
     if x.dim() != 2:
         raise ValueError(f"x must have shape [S, C], got {list(x.shape)}")
-    _check_parameters(x.shape[1], weight, bias, activation)
+    check_parameters(x.shape[1], weight, bias, activation)
     expected = (*x.shape, weight.shape[1] - 1)
     if conv_state.shape != expected:
         raise ValueError(f"conv_state must have shape [S, C, K-1] = {list(expected)}, got {list(conv_state.shape)}")
     return causal_conv1d_step_op(x, conv_state, weight, bias, activation == "silu")
 
 
-def _check_parameters(channels: int, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+def check_parameters(channels: int, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
         raise ValueError(f"weight must have shape [C, K] with C = {channels} and K >= 1, got {list(weight.shape)}")
     if bias is not None and bias.shape != (channels,):

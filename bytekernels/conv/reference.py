@@ -4,11 +4,15 @@
 initial state, or zero (Gu & Dao 2023, arXiv 2312.00752, section 3.4).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bytekernels import dispatch
+from bytekernels.byte_table.reference import byte_table, byte_table_backward
 from bytekernels.ragged import accumulation_dtype, positions, segment_ids
 
 
@@ -59,3 +63,33 @@ def causal_conv1d_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tens
         y = y + bias.to(wide)
     conv_state.copy_(rows[:, :, 1:])
     return (F.silu(y) if silu else y).to(x.dtype)
+
+
+def byte_conv1d(*args: Any) -> Tensor:
+    return convolve_bytes(causal_conv1d, *args)
+
+
+def byte_conv1d_backward(*args: Any) -> list[Tensor]:
+    return convolve_bytes_backward(causal_conv1d_backward, *args)
+
+
+def convolve_bytes(conv: Callable[..., tuple[Tensor, Tensor]], ids: Tensor, table: Tensor, *arguments: Any) -> Tensor:
+    """``conv`` (an implementation's causal_conv1d) of the table's rows by byte value, gathered first."""
+    return conv(byte_table(ids, table), *arguments, None)[0]
+
+
+def convolve_bytes_backward(
+    conv_backward: Callable[..., list[Tensor]],
+    dy: Tensor,
+    ids: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    silu: bool,
+) -> list[Tensor]:
+    """Gradients of :func:`convolve_bytes`, by the same implementation's causal_conv1d_backward."""
+    dfinal_states = dy.new_zeros(cu_seqlens.numel() - 1, weight.shape[0], weight.shape[1] - 1)
+    x = byte_table(ids, table)
+    dx, *rest = conv_backward(dy, dfinal_states, x, weight, bias, cu_seqlens, silu, None)
+    return [byte_table_backward(dx, ids), *rest]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bytekernels.launch import on_device, row_pieces, search_steps, sum_parts
+from bytekernels.launch import on_device, row_pieces, search_steps, sequence_of_tile, sum_parts
 
 CHUNKS = tl.constexpr(16)  # chunks of a tile
 NEGLIGIBLE = tl.constexpr(2.0**-32)  # influence that a float32 sum no longer sees
@@ -23,18 +23,12 @@ EDGE_ROWS = 512  # rows that one program searches for bytes without a chunk
 def _tile(p_cu_chunks, sequences, capacity, steps):
     """This program's chunks [first, end), and those of its sequence [start, stop); sequence S is the room left."""
     i_tile = tl.program_id(0)
-    i_low = i_tile * 0
-    i_high = i_low + sequences
-    for _ in range(steps):  # the last sequence whose tiles begin at or before this one
-        i_middle = (i_low + i_high + 1) // 2
-        m_begun = tl.load(p_cu_chunks + i_middle) // CHUNKS + i_middle <= i_tile
-        i_low = tl.where(m_begun, i_middle, i_low)
-        i_high = tl.where(m_begun, i_high, i_middle - 1)
-    o_start = tl.load(p_cu_chunks + i_low).to(tl.int64)
-    o_stop = tl.load(p_cu_chunks + i_low + 1, mask=i_low < sequences, other=capacity).to(tl.int64)
+    i_s = sequence_of_tile(p_cu_chunks, sequences, i_tile, steps, CHUNKS)
+    o_start = tl.load(p_cu_chunks + i_s).to(tl.int64)
+    o_stop = tl.load(p_cu_chunks + i_s + 1, mask=i_s < sequences, other=capacity).to(tl.int64)
     o_stop = tl.minimum(o_stop, capacity)
-    o_first = o_start + (i_tile - o_start // CHUNKS - i_low) * CHUNKS
-    return o_first, tl.minimum(o_first + CHUNKS, o_stop), o_start, o_stop, i_low == sequences
+    o_first = o_start + (i_tile - o_start // CHUNKS - i_s) * CHUNKS
+    return o_first, tl.minimum(o_first + CHUNKS, o_stop), o_start, o_stop, i_s == sequences
 
 
 @triton.jit

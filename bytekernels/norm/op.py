@@ -38,7 +38,7 @@ def _why_not_native_gate(*args: Any) -> str | None:
 
 def _dispatch(op: str, why_not: Callable[..., str | None]) -> dispatch.Dispatch:
     native = dispatch.Implementation("bytekernels.norm.native", devices=("cpu",), why_not=why_not)
-    return dispatch.Dispatch(op, native=native, reference=dispatch.reference("norm"))
+    return dispatch.Dispatch(op, triton=dispatch.triton("norm"), native=native, reference=dispatch.reference("norm"))
 
 
 _rms_norm = _dispatch("rms_norm", _why_not_native)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bytekernels.launch import first_at_or_after, on_device, row_pieces, search_steps, whole_rows
+from bytekernels.launch import first_at_or_after, on_device, row_pieces, search_steps, whole_rows, with_dense_rows
 from bytekernels.route.reference import EPS
 
 TILE = tl.constexpr(32)  # rows whose boundaries are counted together
@@ -221,7 +221,7 @@ def scatter_kernel(
 def route(
     q: Tensor, k: Tensor, cu_seqlens: Tensor, required: Tensor | None, lookahead: bool, capacity: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    q, k, cu_seqlens = _with_dense_rows(q), _with_dense_rows(k), cu_seqlens.contiguous()
+    q, k, cu_seqlens = with_dense_rows(q), with_dense_rows(k), cu_seqlens.contiguous()
     rows, width = q.shape
     prob = q.new_empty(rows, dtype=torch.float32)
     boundary = q.new_empty(rows, dtype=torch.bool)
@@ -254,7 +254,7 @@ def route(
 
 
 def route_backward(dprob: Tensor, q: Tensor, k: Tensor, cu_seqlens: Tensor, lookahead: bool) -> list[Tensor]:
-    q, k, cu_seqlens = _with_dense_rows(q), _with_dense_rows(k), cu_seqlens.contiguous()
+    q, k, cu_seqlens = with_dense_rows(q), with_dense_rows(k), cu_seqlens.contiguous()
     rows, width = q.shape
     dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
     block_t, block_d, warps = whole_rows(width)
@@ -326,7 +326,7 @@ def _layout(
 
 
 def gather_chunks(h: Tensor, index: Tensor, chunk_of: Tensor) -> Tensor:
-    h, index = _with_dense_rows(h), index.contiguous()
+    h, index = with_dense_rows(h), index.contiguous()
     chunks, width = len(index), h.shape[1]
     out = h.new_empty(chunks, width)
     block_m, block_d, options = row_pieces(width)
@@ -358,8 +358,3 @@ def gather_chunks_backward(de: Tensor, index: Tensor, chunk_of: Tensor) -> Tenso
                 **options,
             )
     return dh
-
-
-def _with_dense_rows(x: Tensor) -> Tensor:
-    """x [T, D], copied where the elements of a row do not lie together."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

@@ -21,12 +21,29 @@ def _why_not_native(*args: Any) -> str | None:
     return dispatch.extension_refusal()
 
 
+def _why_not_triton(*args: Any) -> str | None:
+    """Why the kernels can't serve these arguments of ssd_scan, or of its backward, or None."""
+    from bytekernels.ssd.triton import GREATEST_HEADDIM, GREATEST_STATE  # here, where Triton is known to be installed
+
+    x, _, _, B, C, _, _, z = args[-13:-5]
+    dtypes = {value.dtype for value in (x, B, C, z) if value is not None}
+    if len(dtypes) > 1:
+        return f"x, B, C and z must have one dtype, got {', '.join(sorted(map(str, dtypes)))}"
+    if not (0 < x.shape[2] <= GREATEST_HEADDIM and 0 < B.shape[2] <= GREATEST_STATE and x.shape[1]):
+        return f"takes P to {GREATEST_HEADDIM} and N to {GREATEST_STATE}, got P = {x.shape[2]} and N = {B.shape[2]}"
+    return None
+
+
 _native = dispatch.Implementation("bytekernels.ssd.native", devices=("cpu",), why_not=_why_not_native)
-_chunked = dispatch.Implementation("bytekernels.ssd.chunked")
-_reference = dispatch.reference("ssd")
-_forward = dispatch.Dispatch("ssd_scan", native=_native, chunked=_chunked, reference=_reference)
-_backward = dispatch.Dispatch("ssd_scan_backward", native=_native, chunked=_chunked, reference=_reference)
-_step = dispatch.Dispatch("mamba2_step", reference=_reference)
+_implementations = dict(
+    triton=dispatch.triton("ssd", _why_not_triton),
+    native=_native,
+    chunked=dispatch.Implementation("bytekernels.ssd.chunked"),
+    reference=dispatch.reference("ssd"),
+)
+_forward = dispatch.Dispatch("ssd_scan", **_implementations)
+_backward = dispatch.Dispatch("ssd_scan_backward", **_implementations)
+_step = dispatch.Dispatch("mamba2_step", triton=dispatch.triton("ssd"), reference=dispatch.reference("ssd"))
 
 
 @torch.library.custom_op("bytekernels::ssd_scan", mutates_args=())

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_chunking, command, gpu_pass, harness, peers
-from benchmarks.bench_chunking import Shape, parse_shape
+from benchmarks import bench_chunking, bench_mamba2, command, gpu_pass, harness, mamba_peers, peers
+from benchmarks.bench_chunking import Shape
 from benchmarks.report import PASSES
+from benchmarks.shapes import parse_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {
@@ -31,7 +32,7 @@ ROW = {
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
-    """One dry run of the GPU pass, which runs ``bench_chunking.py --quick`` on the CPU."""
+    """One dry run of the GPU pass, which runs every benchmark with ``--quick`` on the CPU."""
     out = tmp_path_factory.mktemp("pass")
     command = [sys.executable, "benchmarks/gpu_pass.py", "--dry-run", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -49,13 +50,14 @@ def test_a_dry_run_lists_the_steps_and_runs_what_a_cpu_can(dry_run):
         assert (out / f"{path.stem}.log").stat().st_size > 0
     summary = (out / "summary.txt").read_text()
     assert printed.rstrip().endswith(summary.rstrip())
-    assert [line.split() for line in summary.splitlines()][-2][:2] == ["install", "passed"]
-    assert summary.splitlines()[-1].split()[:2] == ["bench_chunking", "passed"]
+    ends = [line.split()[:2] for line in summary.splitlines()[-3:]]
+    assert ends == [["install", "passed"], ["bench_chunking", "passed"], ["bench_mamba2", "passed"]]
 
 
-def test_a_quick_run_writes_the_form_that_every_benchmark_shares(dry_run):
+@pytest.mark.parametrize("bench", [bench_chunking, bench_mamba2], ids=["chunking", "mamba2"])
+def test_a_quick_run_writes_the_form_that_every_benchmark_shares(bench, dry_run):
     _, out = dry_run
-    report = json.loads((out / "bench_chunking.json").read_text())
+    report = json.loads((out / f"{Path(bench.__file__).stem}.json").read_text())
     assert sorted(report) == ["machine", "refused", "rows", "skipped"]
     assert report["machine"]["kind"] == "cpu"
     assert report["refused"] == []
@@ -63,11 +65,27 @@ def test_a_quick_run_writes_the_form_that_every_benchmark_shares(dry_run):
         assert list(row) == list(ROW)
         assert all(isinstance(row[key], kind) for key, kind in ROW.items()), row
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+    assert {row["shape"] for row in report["rows"]} == {str(bench.QUICK_SHAPE)}
+    assert (out / f"{Path(bench.__file__).stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def timed_and_skipped(path):
+    report = json.loads(path.read_text())
     timed = [(row["op"], row["pass"], row["provider"]) for row in report["rows"]]
+    return timed, [item["provider"] for item in report["skipped"]]
+
+
+def test_what_a_quick_run_times(dry_run):
+    _, out = dry_run
+    timed, skipped = timed_and_skipped(out / "bench_chunking.json")
     assert timed == [(op, which, name) for op in peers.OPS for which in PASSES for name in ("eager", "bytekernels")]
-    assert {row["shape"] for row in report["rows"]} == {str(bench_chunking.QUICK_SHAPE)}
-    assert [item["provider"] for item in report["skipped"]] == ["mamba-ssm"]
-    assert (out / "bench_chunking.png").read_bytes().startswith(b"\x89PNG")
+    assert skipped == ["mamba-ssm"]
+
+    timed, skipped = timed_and_skipped(out / "bench_mamba2.json")
+    assert skipped in (["mamba-ssm", "fla"], ["mamba-minimal", "mamba-ssm", "fla"])
+    names = [name for name in ("eager", "mamba-minimal", "bytekernels") if name not in skipped]
+    expected = [(op, which, name) for op in ("ssd", "mixer") for which in PASSES for name in names]
+    assert timed == expected + [("step", "forward", name) for name in ("eager", "bytekernels")]
 
 
 def test_a_refused_provider_makes_the_exit_status_1(monkeypatch, capsys, tmp_path):
@@ -94,14 +112,31 @@ def test_route_and_gather_are_added_up(monkeypatch, capsys):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(command.DTYPES))
-def test_a_quick_run_on_a_gpu(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("bench", "rows"),
+    [(bench_chunking, 2 * len(peers.OPS) * len(PASSES)), (bench_mamba2, 2 * (2 * len(PASSES) + 1))],
+    ids=["chunking", "mamba2"],
+)
+def test_a_quick_run_on_a_gpu(bench, rows, dtype, tmp_path):
     path = tmp_path / "report.json"
     flags = ["--quick", "--device", "cuda", "--dtype", dtype, "--provider", "eager", "bytekernels", "--json", str(path)]
-    assert bench_chunking.main(flags) == 0
+    assert bench.main(flags) == 0
     report = json.loads(path.read_text())
     assert report["machine"]["kind"] == "cuda"
-    assert len(report["rows"]) == len(peers.OPS) * len(PASSES) * 2
-    assert all(row["peak_mib"] > 0 for row in report["rows"])
+    assert len(report["rows"]) == rows
+    assert all(row["peak_mib"] >= 0 for row in report["rows"])
+
+
+def test_advantages_are_printed_and_the_recurrence_runs_when_it_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device, budget: 1e10)
+    monkeypatch.setattr(harness, "matmul_rate", lambda device, dtype, budget: 2e12)
+    flags = ["--quick", "--device", "cpu", "--op", "ssd", "--pass", "forward", "--shape", "T=64,S=2"]
+    assert bench_mamba2.main([*flags, "--provider", "recurrence", "bytekernels"]) == 0
+    *_, first, head, _, line = capsys.readouterr().out.strip().splitlines()
+    assert first == "bytekernels is faster by"
+    assert head.split() == ["op", "pass", "over", "recurrence"]
+    assert line.split()[:2] == ["ssd", "forward"]
+    assert "recurrence" not in [name for name in mamba_peers.PROVIDERS if name not in mamba_peers.ON_REQUEST]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +161,20 @@ def test_bad_arguments_are_named_with_the_fix(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
         bench_chunking.main(flags)
     assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("H=6,G=4", "argument --shape: G=4 groups do not divide H=6 heads: change one of them"),
+        ("T=2,S=3", "T=2 bytes are too few for S=3 sequences: raise T or lower S"),
+        ("D=3", "'D=3' in 'D=3': write each of T, H, P, N, G, S, K at most once, as in T=512,H=4, with a whole number"),
+    ],
+)
+def test_bad_shapes_of_mamba2_are_named_with_the_fix(shape, message, capsys):
+    with pytest.raises(SystemExit):
+        bench_mamba2.main(["--quick", "--device", "cpu", "--shape", shape])
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 

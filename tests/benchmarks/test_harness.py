@@ -1,6 +1,7 @@
 """The harness: statistics, turns, the gate that keeps wrong providers from being timed, memory, the report."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -131,6 +132,62 @@ def test_providers_without_the_op_or_the_means_are_left_out():
     assert "skipped  absent: needs a larger machine" in table(report)
 
 
+def bump(state):
+    state.add_(1)
+    return dict(y=2 * state)
+
+
+def stateful(**settings):
+    work = {"forward": Work(4, 32)}
+    arguments = dict(state=torch.zeros(4))
+    return Case("bump", "T=4", torch.float32, arguments, Provider({"bump": bump}), work, ("state",), **settings)
+
+
+def test_an_op_that_updates_its_arguments_is_checked_over_its_calls_and_leaves_the_cases_alone():
+    def forgetful(state):
+        return dict(y=2 * (state + 1))
+
+    named = Provider({"bump": lambda held: bump(held)}, prepare={"bump": lambda state: dict(held=state)})
+    providers = {"good": Provider({"bump": bump}), "named": named, "forgetful": Provider({"bump": forgetful})}
+    case = stateful(calls=3)
+    assert torch.equal(harness.Truth.of(case).outputs["y"], torch.full((4,), 6.0, dtype=torch.float64))
+    report = harness.run([case], providers, PASSES, CPU, BRIEF)
+    assert [(row["pass"], row["provider"]) for row in report.rows] == [("forward", "good"), ("forward", "named")]
+    assert [item["provider"] for item in report.refused] == ["forgetful"]
+    assert not case.arguments["state"].any()
+    assert not harness.run([stateful()], {"forgetful": providers["forgetful"]}, PASSES, CPU, BRIEF).refused
+
+
+def test_a_chain_may_err_by_the_sum_of_its_parts():
+    providers = {"off": Provider({"double": lambda x, scale: dict(y=(x * scale) * 1.000025, sign=x > 0)})}
+    of_three = dataclasses.replace(case(), chain=3)
+    assert not harness.run([of_three], providers, ["forward"], CPU, BRIEF).refused
+    (refused,) = harness.run([case()], providers, ["forward"], CPU, BRIEF).refused
+    assert refused["reason"] == "y: relative error 2.50e-05 exceeds 1e-05"
+
+
+def test_too_little_memory_is_no_wrong_result():
+    def greedy(x, scale):
+        raise torch.OutOfMemoryError("tried to allocate 1 EiB")
+
+    report = harness.run([case()], {"greedy": Provider({"double": greedy})}, PASSES, CPU, BRIEF)
+    assert report.rows == report.refused == []
+    assert report.skipped == [{"provider": "greedy", "reason": "double needs more memory than the device has"}]
+
+
+def test_the_roofline_counts_arithmetic_where_it_is_asked_to(monkeypatch):
+    monkeypatch.setattr(harness, "time_in_turn", lambda calls, device, budget: {"matmul": [2.0, 1.0, 9.0]})
+    assert harness.matmul_rate(CPU, torch.float32, BRIEF) == pytest.approx(2 * 1024**3 / 0.002)
+    monkeypatch.undo()
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device, budget: 1e10)
+    monkeypatch.setattr(harness, "matmul_rate", lambda device, dtype, budget: 1e3)
+    providers = {"good": Provider({"double": double})}
+    report = harness.run([case()], providers, ["forward"], CPU, BRIEF, arithmetic=torch.float32)
+    (row,) = report.rows
+    assert row["roofline_fraction"] == pytest.approx(24 / 1e3 / (row["median_ms"] / 1e3))
+    assert report.machine["matmul_tflop_per_s"] == 1e-9
+
+
 def test_settings_surround_every_call():
     inside = []
 
@@ -202,7 +259,8 @@ def test_machine_says_what_the_numbers_need():
     assert facts["copy_gb_per_s"] == 25.0
     line = machine.line({**facts, "device": "A CPU", "commit": "0123abcd", "dirty": True, "triton": None})
     assert "A CPU" in line
-    assert "copies at 25.0 GB/s" in line
+    assert "copies at 25.0 GB/s\n" in line
+    assert "copies at 25.0 GB/s, matrix products at 1.50 TFLOP/s" in machine.line(machine.facts(CPU, 2.5e10, 1.5e12))
     assert f"torch {torch.__version__}, triton none; commit 0123abcd with changes" in line
 
 

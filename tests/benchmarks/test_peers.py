@@ -117,7 +117,8 @@ def test_mamba_ssms_scan_is_called_for_the_same_average(monkeypatch):
 
 def test_providers_say_why_they_cannot_run(monkeypatch):
     assert "CUDA" in peers.providers(["mamba-ssm"], CPU)["mamba-ssm"].reason
-    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    for module in ("mamba_ssm", "mamba_ssm.ops.triton.ssd_combined"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert "pip install mamba-ssm" in peers.providers(["mamba-ssm"], torch.device("cuda"))["mamba-ssm"].reason
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "'no-such-compiler' is not there" in peers.providers(["compile"], CPU)["compile"].reason

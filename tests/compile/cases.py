@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from rooms import dechunk, route
+from rooms import byte_table, conv, dechunk, mixer, norm, route, ssd, step
 from rooms.batch import Case
 
 import bytekernels
@@ -26,4 +26,13 @@ def modules() -> list[ModuleType]:
     return [importlib.import_module(f"bytekernels.{name}") for name in names]
 
 
-CASES: dict[str, dict[str, Case]] = {"route": route.CASES, "dechunk": dechunk.CASES}
+CASES: dict[str, dict[str, Case]] = {
+    "byte_table": byte_table.CASES,
+    "conv": conv.CASES,
+    "dechunk": dechunk.CASES,
+    "mixer": mixer.CASES,
+    "norm": norm.CASES,
+    "route": route.CASES,
+    "ssd": ssd.CASES,
+    "step": step.CASES,
+}

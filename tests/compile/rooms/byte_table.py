@@ -1,0 +1,24 @@
+"""byte_table and its backward."""
+
+from functools import partial
+
+import torch
+
+from bytekernels.byte_table import triton as byte_table
+from rooms.batch import EVEN, ODD, Batch, Case, empty
+
+WIDTHS = (16, 512, 3072, 6448)  # of embeddings, and of in_proj's output
+
+
+def _byte_table(width: int, batch: Batch, strided: bool, dtype: torch.dtype) -> None:
+    ids = empty(batch.bytes, dtype=torch.uint8)
+    out = empty(batch.bytes, 2 * width, dtype=dtype)[:, :width] if strided else None
+    dy = byte_table.byte_table(ids, empty(256, width, dtype=dtype), out=out)
+    byte_table.byte_table_backward(dy, ids)
+
+
+CASES: dict[str, Case] = {f"table C={width}": partial(_byte_table, width, EVEN, False) for width in WIDTHS}
+CASES |= {
+    "strided table C=512": partial(_byte_table, 512, EVEN, True),
+    "table C=16 odd": partial(_byte_table, 16, ODD, False),
+}
