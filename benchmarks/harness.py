@@ -34,7 +34,7 @@ from torch.utils import _pytree as pytree
 from benchmarks import machine
 from benchmarks.report import Report
 from bytekernels.roofline import Work
-from bytekernels.testing import TOLERANCE, relative_error
+from bytekernels.testing import TOLERANCE, assert_close
 
 MIB = 2**20
 
@@ -199,6 +199,7 @@ def check(case: Case, provider: Provider, truth: Truth) -> None:
     Raises:
         AssertionError: what is wrong, and by how much. Whatever else the provider raises passes through.
     """
+    limit = case.chain * TOLERANCE[case.dtype]
     arguments = _arguments(case, provider)
     with provider.settings():
         outputs = _outputs(case, provider, arguments)
@@ -206,20 +207,12 @@ def check(case: Case, provider: Provider, truth: Truth) -> None:
         assert not missing, f"no output {', '.join(missing)}"
         for name, expected in truth.outputs.items():
             if expected.is_floating_point():
-                _assert_close(outputs[name], expected, case, name)
+                assert_close(outputs[name], expected, limit=limit, what=name)
             else:
                 _assert_equal(outputs[name], expected, name)
         gradients = _gradients(outputs, arguments, _typed(truth.cotangents, outputs))
     for name, expected in truth.gradients.items():
-        _assert_close(gradients[name], expected, case, f"gradient of {name}")
-
-
-def _assert_close(value: Tensor, expected: Tensor, case: Case, what: str) -> None:
-    limit = case.chain * TOLERANCE[case.dtype]
-    assert value.shape == expected.shape, f"{what}: shape {list(value.shape)}, expected {list(expected.shape)}"
-    assert torch.isfinite(value).all(), f"{what}: {int((~torch.isfinite(value)).sum())} values are not finite"
-    error = relative_error(value, expected)
-    assert error <= limit, f"{what}: relative error {error:.2e} exceeds {limit:.3g}"
+        assert_close(gradients[name], expected, limit=limit, what=f"gradient of {name}")
 
 
 def _assert_equal(value: Tensor, expected: Tensor, name: str) -> None:

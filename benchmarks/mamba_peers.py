@@ -141,20 +141,7 @@ def eager_scan(
 def recurrence(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, cu_seqlens: Tensor
 ) -> Tensor:
-    """As the specification has it, in a form whose gradient takes time linear in T (rows by unbind, not by index)."""
-    delta = ssd_reference.time_step(dt, dt_bias, True, 0.0, math.inf)
-    decay = (delta * A).exp()[:, :, None, None].unbind()
-    inflow = (delta[:, :, None] * x)[..., None].unbind()
-    per_group = len(A) // B.shape[1]
-    rows, columns = (value.to(delta.dtype).repeat_interleave(per_group, 1) for value in (B, C))  # [T, H, N]
-    rows, columns = rows[:, :, None].unbind(), columns[..., None].unbind()
-    outputs = []
-    for start, end in _bounds(cu_seqlens):
-        state = delta.new_zeros(*x.shape[1:], B.shape[2])
-        for t in range(start, end):
-            state = torch.addcmul(decay[t] * state, inflow[t], rows[t])
-            outputs.append(state @ columns[t])  # [H, P, 1]
-    return ssd_reference.skip_and_gate(torch.stack(outputs).squeeze(-1), x, D, None)
+    return ssd_reference.ssd_scan(x, dt, A, B, C, cu_seqlens, D, None, dt_bias, True, 0.0, math.inf, None)[0]
 
 
 def eager_norm(y: Tensor, z: Tensor, weight: Tensor, group_size: int) -> Tensor:

@@ -26,13 +26,21 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value - truth).norm() / (scale if scale > 0 else 1.0))
 
 
-def assert_close(value: Tensor, truth: Tensor, *, dtype: torch.dtype | None = None, what: str = "output") -> None:
+def assert_close(
+    value: Tensor,
+    truth: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    limit: float | None = None,
+    what: str = "output",
+) -> None:
     """Fail unless the value is within its dtype's :data:`TOLERANCE` of the truth, and finite.
 
     Args:
         value: what an implementation gave.
         truth: the same shape, normally float64 from the reference.
         dtype: whose tolerance applies; the value's by default (give the inputs' for float32 sums of bf16 inputs).
+        limit: on the relative error, instead of a tolerance.
         what: named in the message.
 
     Raises:
@@ -40,9 +48,9 @@ def assert_close(value: Tensor, truth: Tensor, *, dtype: torch.dtype | None = No
     """
     assert value.shape == truth.shape, f"{what}: shape {list(value.shape)}, expected {list(truth.shape)}"
     assert torch.isfinite(value).all(), f"{what}: {int((~torch.isfinite(value)).sum())} values are not finite"
-    limit = TOLERANCE[dtype or value.dtype]
+    limit = TOLERANCE[dtype or value.dtype] if limit is None else limit
     error = relative_error(value, truth)
-    assert error <= limit, f"{what}: relative error {error:.2e} exceeds {limit:.0e}"
+    assert error <= limit, f"{what}: relative error {error:.2e} exceeds {limit:.3g}"
 
 
 def gradients(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The mixer through the extension: csrc/conv.h, ssd.h and norm.h in turn. Float32 and bfloat16 on the CPU."""
+"""The mixer through the extension: csrc/conv.h, ssd.h, norm.h and step.h. Float32 and bfloat16 on the CPU."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ from torch import Tensor
 import bytekernels.conv.native as conv_room
 import bytekernels.norm.native as norm_room
 import bytekernels.ssd.native as ssd_room
+from bytekernels import _C
 from bytekernels.byte_table.reference import byte_table, byte_table_backward
-from bytekernels.extension import fresh
+from bytekernels.extension import array, fresh, rows, threads
 from bytekernels.mixer.layout import channels, columns, spread
 from bytekernels.mixer.reference import composed
 
@@ -67,3 +68,36 @@ def mamba2_mixer_backward(
         dzxbcdt = torch.cat([byte_table_backward(part, ids) for part in parts], 1)
     found = [dzxbcdt, dweight, dbias, dA, dD, ddt_bias, dnorm_weight, dconv, dssm]
     return [gradient for gradient in found if gradient is not None]
+
+
+def mamba2_mixer_step(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    norm_weight: Tensor,
+    conv: Tensor,
+    position: Tensor,
+    ssm: Tensor,
+    head_dim: int,
+    num_groups: int,
+    eps: float,
+    dt_min: float,
+    dt_max: float,
+) -> Tensor:
+    sequences, heads, _, state_size = ssm.shape
+    out = zxbcdt.new_empty(sequences, norm_weight.shape[0])
+    parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
+    _C.mamba2_mixer_step(
+        zxbcdt.dtype == torch.bfloat16,
+        (sequences, heads, head_dim, num_groups, state_size, conv.shape[2]),
+        rows(zxbcdt),
+        tuple(None if value is None else array(value.float().contiguous()) for value in parameters),
+        (eps, dt_min, dt_max),
+        (array(conv), array(position), array(ssm)),
+        array(out),
+        threads(),
+    )
+    return out

@@ -11,17 +11,24 @@ from bytekernels.mixer.state import MixerState, MixerStates
 from bytekernels.ragged import accumulation_dtype, check_cu_seqlens
 
 
-def _refusal_of_taps(*args: Any) -> str | None:
-    taps = args[-15].shape[1]
+def _refusal_of_taps(conv_weight: Tensor) -> str | None:
+    taps = conv_weight.shape[1]
     return None if 2 <= taps <= 4 else f"conv_weight must have 2 to 4 taps, got {taps}"
 
 
 def _why_not_native(*args: Any) -> str | None:
     """Why the extension can't serve these arguments of mamba2_mixer, or of its backward, or None."""
-    dtype = args[-16].dtype
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"zxbcdt must be float32 or bfloat16, got {dtype}"
-    return _refusal_of_taps(*args) or dispatch.extension_refusal()
+    return _refusal_of_rows(args[-16]) or _refusal_of_taps(args[-15]) or dispatch.extension_refusal()
+
+
+def _why_not_native_step(zxbcdt: Tensor, conv_weight: Tensor, *_: Any) -> str | None:
+    return _refusal_of_rows(zxbcdt) or _refusal_of_taps(conv_weight) or dispatch.extension_refusal()
+
+
+def _refusal_of_rows(zxbcdt: Tensor) -> str | None:
+    if zxbcdt.dtype not in (torch.float32, torch.bfloat16):
+        return f"zxbcdt must be float32 or bfloat16, got {zxbcdt.dtype}"
+    return None
 
 
 def _why_not_triton(*args: Any) -> str | None:
@@ -31,7 +38,7 @@ def _why_not_triton(*args: Any) -> str | None:
     state_size = (conv_weight.shape[0] - norm_weight.shape[0]) // (2 * num_groups)
     if head_dim > GREATEST_HEADDIM or state_size > GREATEST_STATE:
         return f"P must be at most {GREATEST_HEADDIM} and N {GREATEST_STATE}, got {head_dim} and {state_size}"
-    return _refusal_of_taps(*args)
+    return _refusal_of_taps(conv_weight)
 
 
 _implementations = dict(
@@ -42,7 +49,12 @@ _implementations = dict(
 )
 _forward = dispatch.Dispatch("mamba2_mixer", **_implementations)
 _backward = dispatch.Dispatch("mamba2_mixer_backward", **_implementations)
-_step = dispatch.Dispatch("mamba2_mixer_step", triton=dispatch.triton("mixer"), reference=dispatch.reference("mixer"))
+_step = dispatch.Dispatch(
+    "mamba2_mixer_step",
+    triton=dispatch.triton("mixer"),
+    native=dispatch.Implementation("bytekernels.mixer.native", devices=("cpu",), why_not=_why_not_native_step),
+    reference=dispatch.reference("mixer"),
+)
 
 
 @torch.library.custom_op("bytekernels::mamba2_mixer", mutates_args=())
@@ -167,8 +179,7 @@ def _differentiate(
 mamba2_mixer_op.register_autograd(_differentiate, setup_context=_setup)
 
 
-@torch.library.custom_op("bytekernels::mamba2_mixer_step", mutates_args=("conv", "position", "ssm"))
-def mamba2_mixer_step_op(
+def _take_step(
     zxbcdt: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor | None,
@@ -187,10 +198,24 @@ def mamba2_mixer_step_op(
 ) -> Tensor:
     parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
     options = head_dim, num_groups, eps, dt_min, dt_max
-    return _step(zxbcdt, *parameters, conv, position, ssm, *options).contiguous()
+    out = _step(zxbcdt, *parameters, conv, position, ssm, *options).contiguous()
+    torch.autograd.graph.increment_version((conv, position, ssm))
+    return out
 
 
-@mamba2_mixer_step_op.register_fake
+# Defined by hand: torch.library.custom_op would add several times what the step takes on a CPU, as it looks through
+# the schema at each call for the arguments that are changed.
+_STEP = "bytekernels::mamba2_mixer_step"
+torch.library.define(
+    _STEP,
+    torch.library.infer_schema(_take_step, mutates_args=("conv", "position", "ssm")),
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.impl(_STEP, "default", _take_step)
+mamba2_mixer_step_op = torch.ops.bytekernels.mamba2_mixer_step.default
+
+
+@torch.library.register_fake(_STEP)
 def _(
     zxbcdt: Tensor,
     conv_weight: Tensor,

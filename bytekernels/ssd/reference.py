@@ -43,6 +43,8 @@ def ssd_scan(
     decay = (delta * A.to(wide)).exp()
     per_group = heads // B.shape[1]
     wide_B, wide_C = (value.to(wide).repeat_interleave(per_group, 1) for value in (B, C))  # [T, H, N]
+    inflow = (delta[..., None] * x.to(wide)).unbind()  # T of [H, P]
+    rows = list(zip(decay.unbind(), inflow, wide_B.unbind(), wide_C.unbind(), strict=True))
 
     outputs, states = [x.new_zeros(0, heads, headdim, dtype=wide)], []
     bounds = cu_seqlens.tolist()
@@ -51,10 +53,9 @@ def ssd_scan(
             state = x.new_zeros(heads, headdim, d_state, dtype=wide)
         else:
             state = initial_states[sequence].to(wide)
-        for t in range(start, end):
-            inflow = (delta[t, :, None] * x[t].to(wide))[:, :, None] * wide_B[t, :, None, :]  # [H, P, N]
-            state = decay[t, :, None, None] * state + inflow
-            outputs.append((state * wide_C[t, :, None, :]).sum(-1)[None])
+        for keep, row, b, c in rows[start:end]:
+            state = keep[:, None, None] * state + row[:, :, None] * b[:, None, :]  # [H, P, N]
+            outputs.append((state * c[:, None, :]).sum(-1)[None])
         states.append(state)
     y = skip_and_gate(torch.cat(outputs), x, D, z)
     return y, torch.stack(states) if states else x.new_zeros(0, heads, headdim, d_state, dtype=wide)

@@ -1,9 +1,12 @@
-"""The fast implementations that a test can be run on, wherever it runs."""
+"""The fast implementations that a test can be run on, wherever it runs, and what their tests share."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from bytekernels import dispatch
 
@@ -29,8 +32,7 @@ NATIVE = Fast("native", "cpu", (torch.float32, torch.bfloat16), 60)
 INTERPRETED = Fast("triton", "cpu", (torch.float32,), 12)
 COMPILED = Fast("triton", "cuda", (torch.float32, torch.float16, torch.bfloat16), 60)
 
-FAST = [
-    pytest.param(NATIVE, id="native"),
+TRITON = [
     pytest.param(
         INTERPRETED,
         id="triton-interpreted",
@@ -38,9 +40,43 @@ FAST = [
     ),
     pytest.param(COMPILED, id="triton", marks=pytest.mark.gpu),
 ]
+FAST = [pytest.param(NATIVE, id="native"), *TRITON]
 
 
 @pytest.fixture(params=FAST)
 def fast(request) -> Fast:
     """Each fast implementation of an op that has native CPU code and Triton kernels."""
     return request.param
+
+
+@pytest.fixture(params=TRITON)
+def in_triton(request) -> Fast:
+    """Triton's kernels alone, interpreted or on a GPU."""
+    return request.param
+
+
+def assert_repeats(fast: Fast, call: Callable[[], Iterable[Tensor]]) -> None:
+    """Fail unless the call gives the same bits again, in native code for other numbers of threads too."""
+    threads = torch.get_num_threads()
+    try:
+        first = list(call())
+        for count in (1, 2, 5) if fast.name == "native" else (threads,):
+            torch.set_num_threads(count)
+            for i, (value, expected) in enumerate(zip(call(), first, strict=True)):
+                assert torch.equal(value, expected), f"tensor {i} with {count} threads"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def far_apart(rows: Tensor, file: Path, stride: int = 2**30 + 16) -> Tensor:
+    """A copy of rows [R, C] float32, contiguous in themselves, at a stride of which int32 holds one and not two.
+
+    On the CPU the memory is that of a file with holes, which takes no room.
+    """
+    count, width = rows.shape
+    size = (count - 1) * stride + width
+    if rows.device.type == "cpu":
+        memory = torch.from_file(str(file), shared=True, size=size)
+    else:
+        memory = torch.empty(size, device=rows.device)
+    return memory.as_strided((count, width), (stride, 1)).copy_(rows.detach())

@@ -14,8 +14,13 @@ from rooms.batch import Case
 
 import bytekernels
 
-# Bytes of local memory (each of stack, spill stores and spill loads) that a kernel may use on sm_80; elsewhere none.
-SM80_LOCAL_BYTES: dict[str, int] = {}
+# Bytes of local memory (each of stack, spill stores and spill loads) that a kernel may use on sm_80, and in float32 on
+# any chip; elsewhere none.
+LOCAL_BYTES = {
+    "ssd.triton.forward.scan_kernel": 32,
+    "ssd.triton.backward.inputs_kernel": 16,
+    "ssd.triton.backward.outer_kernel": 16,
+}
 
 
 def modules() -> list[ModuleType]:

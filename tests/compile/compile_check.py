@@ -3,7 +3,7 @@
     python tests/compile/compile_check.py [--arch 90] [--dtype bf16] [--room route] [--case D=512] [--json FILE]
 
 Prints a row for each binary: registers, bytes spilled and of stack of a thread; bytes of shared memory and columns of
-tensor memory of a block; its warps. The budget is no spills and no stack (on sm_80: cases.py's SM80_LOCAL_BYTES), and
+tensor memory of a block; its warps. The budget is no spills and no stack (on sm_80 and in fp32: cases.py's LOCAL_BYTES), and
 what a block can have on the chip. Exits with 1 where a kernel is past it or does not compile, and where no case
 launches a kernel.
 """
@@ -122,13 +122,13 @@ def main(arguments: list[str]) -> int:
     if options.list:
         print(*(row.label for row in rows), sep="\n")
     else:
-        failures += _check(rows, cases.SM80_LOCAL_BYTES, options.json)
+        failures += _check(rows, cases.LOCAL_BYTES, options.json)
     for failure in failures:
         print(f"FAILED {failure}")
     return 1 if failures else 0
 
 
-def _check(rows: list[Row], sm80_local_bytes: dict[str, int], report: Path | None) -> list[str]:
+def _check(rows: list[Row], local_bytes: dict[str, int], report: Path | None) -> list[str]:
     """Compile, print the table and write the report. Returns what failed."""
     failures, numbers = [], []
     columns = [field.name for field in fields(Resources)]
@@ -144,7 +144,7 @@ def _check(rows: list[Row], sm80_local_bytes: dict[str, int], report: Path | Non
         values = asdict(found)
         print(form.format(name, row.case, row.dtype, f"sm_{arch}", *values.values()), flush=True)
         numbers.append({"kernel": name, "dtype": row.dtype, "arch": f"sm_{arch}", **values, "case": row.case})
-        excess = found.excess(arch, sm80_local_bytes.get(name, 0) if arch == 80 else 0)
+        excess = found.excess(arch, local_bytes.get(name, 0) if arch == 80 or row.dtype == "fp32" else 0)
         if excess:
             failures.append(f"{row.label}: {'; '.join(excess)}")
     if report is not None:

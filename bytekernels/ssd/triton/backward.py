@@ -1,7 +1,7 @@
 """Gradients of the scan, chunk by chunk, from the start states and their gradients at every other chunk.
 
-With S0 the state before a chunk, G = dL/dS after it, ``L_ts = exp(cs_t - cs_s)`` for t >= s and dy the gradient before
-the gate:
+With S0 the state before a chunk, G = dL/dS after it, ``L_ts = exp(cs_t - cs_s)`` for t >= s and dy the gradient of
+its y:
 
     v_s  = sum_{t>=s} L_ts (C_t . B_s) dy_t + exp(cs_Q - cs_s) G B_s        dx_s = Delta_s v_s + D dy_s
     dB_s = sum_h sum_{t>=s} L_ts Delta_s (dy_t . x_s) C_t + exp(cs_Q - cs_s) Delta_s x_s G
@@ -20,7 +20,6 @@ import triton.language as tl
 from bytekernels.ssd.triton.chunk import (
     decay,
     decayed,
-    load_gated,
     load_rows,
     running_sum,
     store_rows,
@@ -30,11 +29,28 @@ from bytekernels.ssd.triton.chunk import (
 from bytekernels.ssd.triton.states import chunk_gain
 
 
+@triton.jit(do_not_specialize=["rows"])
+def gate_kernel(
+    p_dy, p_y, p_z, p_dz, rows, stride_z, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """y is replaced by its gradient, that of y silu(z) being dy; dz = dy y silu'(z)."""
+    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_td = (o_t < rows)[:, None] & (o_d < WIDTH)[None, :]
+    o_td = o_t[:, None] * WIDTH + o_d[None, :]
+    b_dy = tl.load(p_dy + o_td, mask=m_td, other=0.0).to(tl.float32)
+    b_y = tl.load(p_y + o_td, mask=m_td, other=0.0).to(tl.float32)
+    b_z = tl.load(p_z + o_t[:, None] * stride_z + o_d[None, :], mask=m_td, other=0.0).to(tl.float32)
+    b_open = tl.sigmoid(b_z)
+    tl.store(p_y + o_td, (b_dy * b_z * b_open).to(p_y.dtype.element_ty), mask=m_td)
+    b_dz = b_dy * b_y * b_open * (1.0 + b_z * (1.0 - b_open))
+    tl.store(p_dz + o_td, b_dz.to(p_dz.dtype.element_ty), mask=m_td)
+
+
 @triton.jit
 def rebuilt(
     p_states,
     p_rows,
-    p_z,
     p_outer,
     p_dt,
     p_bias,
@@ -48,7 +64,6 @@ def rebuilt(
     o_outer,
     o_n,
     stride_rows,
-    stride_z,
     stride_outer,
     stride_dt,
     dt_min,
@@ -57,7 +72,6 @@ def rebuilt(
     P: tl.constexpr,
     N: tl.constexpr,
     REVERSE: tl.constexpr,
-    HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -71,7 +85,6 @@ def rebuilt(
         b_high, b_low, high, low = running_sum(b_delta * A, EXACT)
         b_rows, b_outer = chunk_gain(
             p_rows,
-            p_z,
             p_outer,
             o_chunk,
             m_q,
@@ -85,12 +98,10 @@ def rebuilt(
             o_outer,
             o_n,
             stride_rows,
-            stride_z,
             stride_outer,
             P,
             N,
             REVERSE,
-            HAS_Z,
         )
         b_kept = b_state.to(tl.float32) * decay(high, low)
         b_state = tl.dot(tl.trans(b_rows), b_outer, b_kept, input_precision=PRECISION).to(p_states.dtype.element_ty)
@@ -100,7 +111,6 @@ def rebuilt(
 @triton.heuristics(
     {
         "HAS_D": lambda args: args["p_D"] is not None,
-        "HAS_Z": lambda args: args["p_z"] is not None,
         "HAS_BIAS": lambda args: args["p_bias"] is not None,
     }
 )
@@ -114,13 +124,11 @@ def inputs_kernel(
     p_C,
     p_cu_seqlens,
     p_D,
-    p_z,
     p_bias,
     p_S,
     p_G,
     p_dx,
     p_ddt,
-    p_dz,
     p_parts,
     sequences,
     steps,
@@ -130,7 +138,6 @@ def inputs_kernel(
     stride_dt,
     stride_B,
     stride_C,
-    stride_z,
     stride_dx,
     stride_ddt,
     H: tl.constexpr,
@@ -139,14 +146,13 @@ def inputs_kernel(
     GROUPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     Q: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dx, ddt and dz of one chunk and head, and its parts of dA, dD and dbias: parts[chunk, 3, H]."""
+    """dx and ddt of one chunk and head, and its parts of dA, dD and dbias: parts[chunk, 3, H]."""
     i_half = tl.program_id(0) % 2
     i_h = tl.program_id(0) // 2 % H
     i_span = tl.program_id(0) // (2 * H)
@@ -167,14 +173,14 @@ def inputs_kernel(
     if o_first < o_end:
         A = tl.load(p_A + i_h).to(tl.float32)
         b_S = rebuilt(
-            p_S, p_x, None, p_B, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p, i_g * N, o_n,
-            stride_x, 0, stride_B, stride_dt, dt_min, dt_max, i_half == 1,
-            P, N, False, False, HAS_BIAS, SOFTPLUS, PRECISION,
+            p_S, p_x, p_B, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p, i_g * N, o_n,
+            stride_x, stride_B, stride_dt, dt_min, dt_max, i_half == 1,
+            P, N, False, HAS_BIAS, SOFTPLUS, PRECISION,
         )  # fmt: skip
         b_G = rebuilt(
-            p_G, p_dy, p_z, p_C, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p, i_g * N, o_n,
-            H * P, stride_z, stride_C, stride_dt, dt_min, dt_max, i_half == 0,
-            P, N, True, HAS_Z, HAS_BIAS, SOFTPLUS, PRECISION,
+            p_G, p_dy, p_C, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p, i_g * N, o_n,
+            H * P, stride_C, stride_dt, dt_min, dt_max, i_half == 0,
+            P, N, True, HAS_BIAS, SOFTPLUS, PRECISION,
         )  # fmt: skip
         m_q = o_q < o_end - o_first
         b_raw, b_step, b_delta = time_step(
@@ -184,15 +190,19 @@ def inputs_kernel(
         b_B = load_rows(p_B, o_first, m_q, i_g * N, o_n, stride_B, N)
         b_C = load_rows(p_C, o_first, m_q, i_g * N, o_n, stride_C, N)
         b_x = load_rows(p_x, o_first, m_q, i_h * P, o_p, stride_x, P)
-        b_dy = load_gated(p_dy, p_z, o_first, m_q, i_h * P, o_p, H * P, stride_z, P, HAS_Z)
+        b_dy = load_rows(p_dy, o_first, m_q, i_h * P, o_p, H * P, P)
+
+        if HAS_D:
+            D = tl.load(p_D + i_h).to(tl.float32)
 
         # iS_t = exp(cs_t) dy_t . (S0 C_t), and exp(cs_Q) <G, S0>
         b_read = tl.dot(b_C, tl.trans(b_S), input_precision=PRECISION) * decay(b_high, b_low)[:, None]  # [Q, P]
         b_before = tl.sum(b_dy.to(tl.float32) * b_read, 1)
         through = decay(high, low) * tl.sum(b_G.to(tl.float32) * b_S.to(tl.float32))
 
-        # v = (L * C B^T)^T dy + exp(cs_Q - cs) B G^T, and iG_s = Delta_s x_s . (its second term)
         b_m = decayed(tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION), b_high, b_low)  # [Q (t), Q (s)]
+
+        # v = (L * C B^T)^T dy + exp(cs_Q - cs) B G^T, and iG_s = Delta_s x_s . (its second term)
         b_v = tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION) * decay(high - b_high, low - b_low)[:, None]
         b_after = b_delta * tl.sum(b_x.to(tl.float32) * b_v, 1)
         b_v = tl.dot(tl.trans(b_m.to(DT)), b_dy, b_v, input_precision=PRECISION)  # [Q, P]
@@ -211,27 +221,16 @@ def inputs_kernel(
         if SOFTPLUS:
             b_ddt *= tl.sigmoid(b_raw)
         b_ddt = tl.where(m_q, b_ddt, 0.0)
-        p_chunk = p_ddt + o_first * stride_ddt + i_h + o_q * stride_ddt
+        p_chunk = p_ddt + (o_first + o_q) * stride_ddt + i_h
         tl.store(p_chunk, b_ddt.to(p_ddt.dtype.element_ty), mask=m_q)
         part_A = tl.sum(b_delta * b_da)
         part_bias = tl.sum(b_ddt)
 
         b_dx = b_v * b_delta[:, None]
         if HAS_D:
-            D = tl.load(p_D + i_h).to(tl.float32)
             b_dx += D * b_dy.to(tl.float32)
             part_D = tl.sum(b_dy.to(tl.float32) * b_x.to(tl.float32))
         store_rows(p_dx, b_dx, o_first, m_q, i_h * P, o_p, stride_dx, P)
-        if HAS_Z:
-            # y before the gate again; dz = dout y silu'(z)
-            b_y = tl.dot((b_m * b_delta[None, :]).to(DT), b_x, b_read, input_precision=PRECISION)
-            if HAS_D:
-                b_y += D * b_x.to(tl.float32)
-            b_dout = load_rows(p_dy, o_first, m_q, i_h * P, o_p, H * P, P).to(tl.float32)
-            b_z = load_rows(p_z, o_first, m_q, i_h * P, o_p, stride_z, P).to(tl.float32)
-            b_open = tl.sigmoid(b_z)
-            b_dz = b_dout * b_y * b_open * (1.0 + b_z * (1.0 - b_open))
-            store_rows(p_dz, b_dz, o_first, m_q, i_h * P, o_p, H * P, P)
 
     tl.store(p_own, part_A)
     tl.store(p_own + H, part_D)
@@ -246,7 +245,6 @@ def outer_gradient(
     p_A,
     p_B,
     p_C,
-    p_z,
     p_bias,
     p_states,
     p_out,
@@ -256,7 +254,6 @@ def outer_gradient(
     stride_dt,
     stride_B,
     stride_C,
-    stride_z,
     stride_out,
     i_span,
     i_half,
@@ -269,7 +266,6 @@ def outer_gradient(
     N: tl.constexpr,
     GROUPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     OF_C: tl.constexpr,
     Q: tl.constexpr,
@@ -293,21 +289,21 @@ def outer_gradient(
         _, _, b_delta = time_step(p_dt, p_bias, o_chunk, m_q, i_h, stride_dt, dt_min, dt_max, HAS_BIAS, SOFTPLUS)
         b_high, b_low, high, low = running_sum(b_delta * A, EXACT)
         b_x = load_rows(p_x, o_chunk, m_q, i_h * P, o_p, stride_x, P)
-        b_dy = load_gated(p_dy, p_z, o_chunk, m_q, i_h * P, o_p, H * P, stride_z, P, HAS_Z)
+        b_dy = load_rows(p_dy, o_chunk, m_q, i_h * P, o_p, H * P, P)
         b_dyx = tl.dot(b_dy, tl.trans(b_x), input_precision=PRECISION)
-        b_scores += decayed(b_dyx, b_high, b_low) * b_delta[None, :]
+        b_scores += decayed(b_dyx * b_delta[None, :], b_high, b_low)
         if OF_C:
             b_state = rebuilt(
-                p_states, p_x, None, p_B, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p,
-                i_g * N, o_n, stride_x, 0, stride_B, stride_dt, dt_min, dt_max, i_half == 1,
-                P, N, False, False, HAS_BIAS, SOFTPLUS, PRECISION,
+                p_states, p_x, p_B, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p,
+                i_g * N, o_n, stride_x, stride_B, stride_dt, dt_min, dt_max, i_half == 1,
+                P, N, False, HAS_BIAS, SOFTPLUS, PRECISION,
             )  # fmt: skip
             b_rows, b_weight = b_dy, decay(b_high, b_low)
         else:
             b_state = rebuilt(
-                p_states, p_dy, p_z, p_C, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p,
-                i_g * N, o_n, H * P, stride_z, stride_C, stride_dt, dt_min, dt_max, i_half == 0,
-                P, N, True, HAS_Z, HAS_BIAS, SOFTPLUS, PRECISION,
+                p_states, p_dy, p_C, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p,
+                i_g * N, o_n, H * P, stride_C, stride_dt, dt_min, dt_max, i_half == 0,
+                P, N, True, HAS_BIAS, SOFTPLUS, PRECISION,
             )  # fmt: skip
             b_rows, b_weight = b_x, decay(high - b_high, low - b_low) * b_delta
         b_rows = (b_rows.to(tl.float32) * b_weight[:, None]).to(DT)
@@ -321,7 +317,7 @@ def outer_gradient(
     store_rows(p_out, b_out, o_chunk, m_q, i_g * N, o_n, stride_out, N)
 
 
-@triton.heuristics({"HAS_Z": lambda args: args["p_z"] is not None, "HAS_BIAS": lambda args: args["p_bias"] is not None})
+@triton.heuristics({"HAS_BIAS": lambda args: args["p_bias"] is not None})
 @triton.jit(do_not_specialize=["sequences", "steps", "dt_min", "dt_max"])
 def outer_kernel(
     p_dy,
@@ -331,7 +327,6 @@ def outer_kernel(
     p_B,
     p_C,
     p_cu_seqlens,
-    p_z,
     p_bias,
     p_S,
     p_G,
@@ -345,7 +340,6 @@ def outer_kernel(
     stride_dt,
     stride_B,
     stride_C,
-    stride_z,
     stride_dB,
     stride_dC,
     H: tl.constexpr,
@@ -353,7 +347,6 @@ def outer_kernel(
     N: tl.constexpr,
     GROUPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     Q: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -372,13 +365,13 @@ def outer_kernel(
     if o_span + i_half * Q < o_end:
         if i_role == 0:
             outer_gradient(
-                p_dy, p_x, p_dt, p_A, p_B, p_C, p_z, p_bias, p_S, p_dC, dt_min, dt_max,
-                stride_x, stride_dt, stride_B, stride_C, stride_z, stride_dC, i_span, i_half, i_g, o_span, o_end, o_n,
-                H, P, N, GROUPS, SOFTPLUS, HAS_Z, HAS_BIAS, True, Q, BLOCK_P, PRECISION,
+                p_dy, p_x, p_dt, p_A, p_B, p_C, p_bias, p_S, p_dC, dt_min, dt_max,
+                stride_x, stride_dt, stride_B, stride_C, stride_dC, i_span, i_half, i_g, o_span, o_end, o_n,
+                H, P, N, GROUPS, SOFTPLUS, HAS_BIAS, True, Q, BLOCK_P, PRECISION,
             )  # fmt: skip
         else:
             outer_gradient(
-                p_dy, p_x, p_dt, p_A, p_B, p_C, p_z, p_bias, p_G, p_dB, dt_min, dt_max,
-                stride_x, stride_dt, stride_B, stride_C, stride_z, stride_dB, i_span, i_half, i_g, o_span, o_end, o_n,
-                H, P, N, GROUPS, SOFTPLUS, HAS_Z, HAS_BIAS, False, Q, BLOCK_P, PRECISION,
+                p_dy, p_x, p_dt, p_A, p_B, p_C, p_bias, p_G, p_dB, dt_min, dt_max,
+                stride_x, stride_dt, stride_B, stride_C, stride_dB, i_span, i_half, i_g, o_span, o_end, o_n,
+                H, P, N, GROUPS, SOFTPLUS, HAS_BIAS, False, Q, BLOCK_P, PRECISION,
             )  # fmt: skip

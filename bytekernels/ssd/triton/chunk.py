@@ -45,7 +45,7 @@ def time_step(
     p_dt, p_bias, o_chunk, m_q, i_h, stride_dt, dt_min, dt_max, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr
 ):
     """dt + bias, its softplus, and Delta = clamp(softplus(dt + bias)); Delta is 0 where there is no row: [Q] each."""
-    o_t = o_chunk + tl.arange(0, m_q.shape[0])
+    o_t = o_chunk + tl.arange(0, m_q.shape[0]).to(tl.int64)
     b_raw = tl.load(p_dt + o_t * stride_dt + i_h, mask=m_q, other=0.0).to(tl.float32)
     if HAS_BIAS:
         b_raw += tl.load(p_bias + i_h).to(tl.float32)
@@ -99,7 +99,7 @@ def decayed(b_scores, b_high, b_low):
 @triton.jit
 def load_rows(p_rows, o_chunk, m_q, o_first, o_d, stride, D: tl.constexpr):
     """Columns [o_first, o_first + D) of the rows from o_chunk on: [Q, BLOCK_D], 0 where there is none."""
-    o_t = o_chunk + tl.arange(0, m_q.shape[0])
+    o_t = o_chunk + tl.arange(0, m_q.shape[0]).to(tl.int64)
     p_chunk = p_rows + o_t[:, None] * stride + o_first + o_d[None, :]
     return tl.load(p_chunk, mask=m_q[:, None] & (o_d < D)[None, :], other=0.0)
 
@@ -107,19 +107,9 @@ def load_rows(p_rows, o_chunk, m_q, o_first, o_d, stride, D: tl.constexpr):
 @triton.jit
 def store_rows(p_rows, b_rows, o_chunk, m_q, o_first, o_d, stride, D: tl.constexpr):
     """Write the columns that :func:`load_rows` reads."""
-    o_t = o_chunk + tl.arange(0, m_q.shape[0])
+    o_t = o_chunk + tl.arange(0, m_q.shape[0]).to(tl.int64)
     p_chunk = p_rows + o_t[:, None] * stride + o_first + o_d[None, :]
     tl.store(p_chunk, b_rows.to(p_rows.dtype.element_ty), mask=m_q[:, None] & (o_d < D)[None, :])
-
-
-@triton.jit
-def load_gated(p_dy, p_z, o_chunk, m_q, o_first, o_d, stride_dy, stride_z, D: tl.constexpr, HAS_Z: tl.constexpr):
-    """The gradient of y before its gate: dy silu(z)."""
-    b_dy = load_rows(p_dy, o_chunk, m_q, o_first, o_d, stride_dy, D)
-    if HAS_Z:
-        b_z = load_rows(p_z, o_chunk, m_q, o_first, o_d, stride_z, D)
-        b_dy = (b_dy.to(tl.float32) * silu(b_z.to(tl.float32))).to(p_dy.dtype.element_ty)
-    return b_dy
 
 
 @triton.jit

@@ -12,15 +12,20 @@ import triton
 
 def chunk_length(dtype: torch.dtype, arch: int) -> int:
     """Q: bytes of a chunk."""
+    dtype, arch = _compiled_for(dtype, arch)
     if dtype == torch.float32:
         return 16
     return 64 if arch >= 90 else 32
 
 
 def configuration(
-    kernel: str, dtype: torch.dtype, arch: int, headdim: int, d_state: int, gated: bool
+    kernel: str, dtype: torch.dtype, arch: int, headdim: int, d_state: int, gated: bool = False
 ) -> dict[str, Any]:
-    """Of "scan", "walk", "inputs" or "outer", on a chip of this compute capability (0 for the interpreter)."""
+    """Of "scan", "walk", "inputs" or "outer", on a chip of this compute capability (0 for the interpreter).
+
+    ``gated`` says whether a scan multiplies by silu(z).
+    """
+    dtype, arch = _compiled_for(dtype, arch)
     block_p, block_n = (max(16, triton.next_power_of_2(size)) for size in (headdim, d_state))
     hopper, precision, stages = 90 <= arch < 100, "ieee", 1
     if dtype == torch.float32:
@@ -39,4 +44,9 @@ def configuration(
     if block_p * block_n > 8192:
         warps = min(16, 2 * warps)
     blocks = dict(Q=chunk_length(dtype, arch), BLOCK_P=block_p, BLOCK_N=block_n, PRECISION=precision)
-    return blocks | dict(num_warps=warps, num_stages=stages, maxnreg=min(255, 2048 // warps))
+    return blocks | dict(num_warps=warps, num_stages=stages)
+
+
+def _compiled_for(dtype: torch.dtype, arch: int) -> tuple[torch.dtype, int]:
+    """The interpreter takes the blocks that bfloat16 has on Hopper."""
+    return (dtype, arch) if arch else (torch.bfloat16, 90)

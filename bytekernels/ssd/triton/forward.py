@@ -96,7 +96,7 @@ def scan_kernel(
             # y = exp(cs) C S0^T + (L * C B^T * Delta + D I) x: [Q, P]
             b_y = tl.dot(b_C, tl.trans(b_S.to(DT)), input_precision=PRECISION) * decay(b_high, b_low)[:, None]
             b_cb = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)  # [Q, Q]
-            b_cb = decayed(b_cb, b_high, b_low) * b_delta[None, :]
+            b_cb = decayed(b_cb * b_delta[None, :], b_high, b_low)
             if HAS_D:
                 b_cb += tl.where(o_q[:, None] == o_q[None, :], D, 0.0)
             b_y = tl.dot(b_cb.to(DT), b_x, b_y, input_precision=PRECISION)

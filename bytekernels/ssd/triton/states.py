@@ -8,13 +8,12 @@ segment of a long sequence adds, a second kernel carries that from segment to se
 import triton
 import triton.language as tl
 
-from bytekernels.ssd.triton.chunk import decay, load_gated, load_rows, running_sum, tile, time_step
+from bytekernels.ssd.triton.chunk import decay, load_rows, running_sum, tile, time_step
 
 
 @triton.jit
 def chunk_gain(
     p_rows,
-    p_z,
     p_outer,
     o_chunk,
     m_q,
@@ -28,27 +27,20 @@ def chunk_gain(
     o_outer,
     o_n,
     stride_rows,
-    stride_z,
     stride_outer,
     P: tl.constexpr,
     N: tl.constexpr,
     REVERSE: tl.constexpr,
-    HAS_Z: tl.constexpr,
 ):
     """A chunk's rows, weighted, and what they are multiplied with: [Q, P] of x or dy, [Q, N] of B or C."""
-    if REVERSE:
-        b_rows = load_gated(p_rows, p_z, o_chunk, m_q, o_row, o_p, stride_rows, stride_z, P, HAS_Z)
-        b_weight = decay(b_high, b_low)
-    else:
-        b_rows = load_rows(p_rows, o_chunk, m_q, o_row, o_p, stride_rows, P)
-        b_weight = decay(high - b_high, low - b_low) * b_delta
+    b_rows = load_rows(p_rows, o_chunk, m_q, o_row, o_p, stride_rows, P)
+    b_weight = decay(b_high, b_low) if REVERSE else decay(high - b_high, low - b_low) * b_delta
     b_outer = load_rows(p_outer, o_chunk, m_q, o_outer, o_n, stride_outer, N)
     return (b_rows.to(tl.float32) * b_weight[:, None]).to(p_rows.dtype.element_ty), b_outer
 
 
 @triton.heuristics(
     {
-        "HAS_Z": lambda args: args["p_z"] is not None,
         "HAS_BIAS": lambda args: args["p_bias"] is not None,
         "HAS_START": lambda args: args["p_start"] is not None,
         "HAS_CARRY": lambda args: args["p_carry"] is not None,
@@ -60,7 +52,6 @@ def chunk_gain(
 @triton.jit(do_not_specialize=["sequences", "steps", "dt_min", "dt_max"])
 def walk_kernel(
     p_rows,
-    p_z,
     p_outer,
     p_dt,
     p_A,
@@ -77,7 +68,6 @@ def walk_kernel(
     dt_min,
     dt_max,
     stride_rows,
-    stride_z,
     stride_outer,
     stride_dt,
     H: tl.constexpr,
@@ -86,7 +76,6 @@ def walk_kernel(
     GROUPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
-    HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_START: tl.constexpr,
     HAS_CARRY: tl.constexpr,
@@ -148,7 +137,6 @@ def walk_kernel(
             b_high, b_low, high, low = running_sum(b_delta * A, EXACT)
             b_rows, b_outer = chunk_gain(
                 p_rows,
-                p_z,
                 p_outer,
                 o_chunk,
                 m_q,
@@ -162,12 +150,10 @@ def walk_kernel(
                 i_g * N,
                 o_n,
                 stride_rows,
-                stride_z,
                 stride_outer,
                 P,
                 N,
                 REVERSE,
-                HAS_Z,
             )
             b_state = tl.dot(tl.trans(b_rows), b_outer, b_state * decay(high, low), input_precision=PRECISION)
             if GAINS:

@@ -9,6 +9,7 @@ import bytekernels
 from bytekernels import dispatch
 from bytekernels.norm import op
 from bytekernels.testing import assert_close, poisoned_memory
+from tests.bytekernels.conftest import assert_repeats, far_apart
 
 KINDS = ("rms", "add", "gated")
 
@@ -132,23 +133,15 @@ def test_rows_threads_and_reruns_change_no_bit(fast, kind, width, monkeypatch):
     """Rows enough for a program to take several blocks of them, or for native threads to share them."""
     rows = 1100
     if fast.interpreted:
-        rows = 70
-        monkeypatch.setattr("bytekernels.norm.triton.FORWARD", (2, 16))
-        monkeypatch.setattr("bytekernels.norm.triton.BACKWARD", (2, 256))
+        rows = 11
+        monkeypatch.setattr("bytekernels.norm.triton.BLOCK", 64)
+        monkeypatch.setattr("bytekernels.norm.triton.FORWARD", (2, 4))
+        monkeypatch.setattr("bytekernels.norm.triton.BACKWARD", (2, 64))
     for dtype in fast.dtypes:
         tensors = make(fast, rows, width, dtypes=(dtype, dtype))
         dtypes = [dtype] * 2
         check(fast, kind, tensors)
-        threads = torch.get_num_threads()
-        runs = []
-        try:
-            for count in (threads, 1, 2, 5) if fast.name == "native" else (threads, threads):
-                torch.set_num_threads(count)
-                runs.append(run(fast.name, kind, tensors, dtypes))
-        finally:
-            torch.set_num_threads(threads)
-        for again in runs[1:]:
-            assert all(torch.equal(got, want) for got, want in zip(again, runs[0], strict=True))
+        assert_repeats(fast, lambda tensors=tensors, dtypes=dtypes: run(fast.name, kind, tensors, dtypes))
         with dispatch.force(fast.name):
             leaves = [tensor.detach().requires_grad_() for tensor in tensors]
             found = outputs(kind, *leaves)
@@ -189,46 +182,23 @@ def test_opcheck(fast):
         torch.library.opcheck(op.gated_rms_norm_backward_op, (other, x, other, weight, 6, 1e-5))
 
 
-def far_apart(fast, rows, width, stride, file):
-    """[rows, width] float32 at a great stride; on the CPU a sparse file's, so that the room between takes no memory."""
-    elements = (rows - 1) * stride + width
-    if fast.device == "cpu":
-        flat = torch.from_file(str(file), shared=True, size=elements)
-    else:
-        flat = torch.empty(elements, device=fast.device)
-    return flat.as_strided((rows, width), (stride, 1))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_offsets_past_int32(fast, kind, tmp_path):
-    rows, width = 3, 16
-    apart = far_apart(fast, rows, 2 * width, 2**30 + 16, tmp_path / "rows")  # int32 holds a stride, not two of them
-    x, other, weight = make(fast, rows, width)
-    apart[:, :width], apart[:, width:] = x, other
+    x, other, weight = make(fast, 3, 16)
+    apart = far_apart(torch.cat([x, other], 1), tmp_path / "rows")
     dtypes = [torch.float32] * 2
-    found = run(fast.name, kind, [apart[:, :width], apart[:, width:], weight], dtypes)
+    found = run(fast.name, kind, [apart[:, :16], apart[:, 16:], weight], dtypes)
     expected = run(fast.name, kind, [x, other, weight], dtypes)
     for value, want in zip(found, expected, strict=True):
         assert torch.equal(value, want)
 
 
-TRITON = [
-    pytest.param(
-        "cpu",
-        id="triton-interpreted",
-        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles where there is a GPU"),
-    ),
-    pytest.param("cuda", id="triton", marks=pytest.mark.gpu),
-]
-
-
-@pytest.mark.parametrize("device", TRITON)
-def test_the_gates_gradient_may_go_into_columns_of_a_wider_tensor(device):
+def test_the_gates_gradient_may_go_into_columns_of_a_wider_tensor(in_triton):
     from bytekernels.norm import triton
 
     generator = torch.Generator().manual_seed(0)
-    dout, y, wide = (torch.randn(9, width, generator=generator).to(device) for width in (24, 24, 60))
-    z, weight = wide[:, 8:32], torch.ones(24, device=device)
+    dout, y, wide = (torch.randn(9, width, generator=generator).to(in_triton.device) for width in (24, 24, 60))
+    z, weight = wide[:, 8:32], torch.ones(24, device=in_triton.device)
     dwide = torch.full_like(wide, 7.0)
     for size in (24, 6):
         expected = triton.gated_rms_norm_backward(dout, y, z, weight, size, 1e-5)
@@ -238,4 +208,4 @@ def test_the_gates_gradient_may_go_into_columns_of_a_wider_tensor(device):
             assert_close(value, want)
         assert (dwide[:, :8] == 7).all() and (dwide[:, 32:] == 7).all()
     with pytest.raises(ValueError, match="dz must have dense rows at one stride, got strides"):
-        triton.gated_rms_norm_backward(dout, y, z, weight, 24, 1e-5, dz=torch.empty(24, 9, device=device).T)
+        triton.gated_rms_norm_backward(dout, y, z, weight, 24, 1e-5, dz=torch.empty(24, 9, device=in_triton.device).T)

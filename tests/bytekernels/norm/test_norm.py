@@ -36,9 +36,8 @@ def test_gated_norm_normalises_groups_after_the_gate():
         torch.testing.assert_close(out[:, start : start + 4], expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_narrow_dtypes_stay_within_tolerance(dtype):
-    narrow = make(dtype, rows=64)
+def test_half_precision_is_served_by_the_reference():
+    narrow = make(torch.float16, rows=64)
     truth = [value.detach().double().requires_grad_() for value in narrow]
     for call in (
         lambda a, b, w: bytekernels.rms_norm(a, w, b)[0],

@@ -11,66 +11,11 @@ import bytekernels
 from bytekernels import _C, dispatch
 from bytekernels.extension import array, rows
 from bytekernels.ssd import chunked, op, reference
-from bytekernels.testing import assert_close, poisoned_memory, ragged, ragged_lengths, relative_error
+from bytekernels.testing import assert_close, ragged, ragged_lengths, relative_error
+from tests.bytekernels.ssd.conftest import OPTIONS, PER_ROW, compare, make, run, scan
 
 Q = chunked.CHUNK
-OPTIONS = ("D", "z", "dt_bias", "initial_states")
-PER_ROW = ("x", "dt", "B", "C", "z")
 RAGGED = [0, 1, 3, 4, Q - 1, Q, 0, Q + 1, 2 * Q + 5]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def poison():
-    with poisoned_memory():
-        yield
-
-
-def make(lengths, dtype=torch.float64, heads=4, headdim=5, d_state=7, groups=2, greatest_a=4.0, seed=0):
-    """Inputs by name; parameters and states are float32 where activations are narrower."""
-    generator = torch.Generator().manual_seed(seed)
-    _, total = ragged(lengths)
-    shapes = {
-        "x": (total, heads, headdim),
-        "dt": (total, heads),
-        "A": (heads,),
-        "B": (total, groups, d_state),
-        "C": (total, groups, d_state),
-        "D": (heads,),
-        "z": (total, heads, headdim),
-        "dt_bias": (heads,),
-        "initial_states": (len(lengths), heads, headdim, d_state),
-    }
-    values = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
-    values["A"] = -greatest_a * torch.rand(heads, generator=generator, dtype=torch.float64)
-    wide = torch.promote_types(dtype, torch.float32)
-    return {name: value.to(dtype if name in PER_ROW else wide) for name, value in values.items()}
-
-
-def scan(values, lengths, **options):
-    cu_seqlens, _ = ragged(lengths)
-    return bytekernels.ssd_scan(**values, cu_seqlens=cu_seqlens, return_final_states=True, **options)
-
-
-def run(impl, values, lengths, dtype=None, seed=1, **options):
-    """Outputs and gradients by name, from ``impl``, with the same cotangents (rounded to ``dtype``) for each."""
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-    with dispatch.force(impl):
-        y, final_states = scan(leaves, lengths, **{"dt_softplus": True, **options})
-        generator = torch.Generator().manual_seed(seed)
-        dy, dfinal = (torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in (y, final_states))
-        cotangents = [dy.to(dtype or y.dtype).to(y.dtype), dfinal.float().to(final_states.dtype)]
-        gradients = torch.autograd.grad([y, final_states], list(leaves.values()), cotangents)
-    return {"y": y, "final_states": final_states, **{f"d{k}": g for k, g in zip(leaves, gradients, strict=True)}}
-
-
-def compare(impl, values, lengths, truth="chunked", **options):
-    """``impl`` on the values against ``truth`` on the same values in float64."""
-    dtype = values["x"].dtype
-    wide = {name: value.double() for name, value in values.items()}
-    got = run(impl, values, lengths, dtype, **options)
-    expected = run(truth, wide, lengths, dtype, **options)
-    for name in expected:
-        assert_close(got[name], expected[name], what=name)
 
 
 @settings(max_examples=15)

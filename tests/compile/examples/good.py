@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-SM80_LOCAL_BYTES: dict[str, int] = {}
+LOCAL_BYTES: dict[str, int] = {}
 
 
 def modules() -> list[ModuleType]:

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from bytekernels.ssd import triton as ssd
+from bytekernels.ssd.triton.call import SEGMENT
 from rooms.batch import EVEN, ODD, Batch, Case, empty
 
 
@@ -25,7 +26,7 @@ class Size:
 MODEL = Size(heads=48, headdim=64, d_state=128, groups=1)
 MIDDLE = Size(heads=8, headdim=64, d_state=64, groups=1)
 SMALL = Size(heads=4, headdim=32, d_state=16, groups=2)
-LONG = Batch(bytes=16 * ssd.SEGMENT, chunks=1, sequences=16)
+LONG = Batch(bytes=16 * SEGMENT, chunks=1, sequences=16)
 
 
 def _scan(size: Size, batch: Batch, options: bool, dtype: torch.dtype) -> None:
