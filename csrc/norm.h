@@ -26,7 +26,7 @@ template <class E, class R>
 void rms_norm_backward(const NormShape& shape, Rows<const E> x, Rows<const R> residual, const float* weight,
                        const E* dy, const R* dtotal, E* dx, R* dresidual, float* dweight, int threads);
 
-// out [rows, width] = norm(y silu(z)).
+// out [rows, width] = norm(y silu(z)). It may be y.
 template <class E>
 void gated_rms_norm(const NormShape& shape, Rows<const E> y, Rows<const E> z, const float* weight, E* out, int threads);
 

@@ -32,7 +32,7 @@ def ssd_scan(
     dt_max: float,
     initial_states: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    call = Call.of(x, dt, A, B, C, cu_seqlens, D, dt_bias, dt_softplus, (dt_min, dt_max))
+    call = Call(x, dt, A, B, C, cu_seqlens, D, dt_bias, dt_softplus, (dt_min, dt_max))
     z = None if z is None else with_dense_rows(z)
     initial_states = None if initial_states is None else initial_states.contiguous()
     y = x.new_empty(x.shape)
@@ -68,7 +68,7 @@ def ssd_scan_backward(
 
     States are walked again rather than kept from the forward pass. With a gate, so is y: the scan is run once more.
     """
-    call = Call.of(x, dt, A, B, C, cu_seqlens, D, dt_bias, dt_softplus, (dt_min, dt_max))
+    call = Call(x, dt, A, B, C, cu_seqlens, D, dt_bias, dt_softplus, (dt_min, dt_max))
     dy, dfinal_states = dy.contiguous(), dfinal_states.contiguous()
     initial_states = None if initial_states is None else initial_states.contiguous()
     dx, dB, dC, ddt = (

@@ -16,9 +16,9 @@ from bytekernels.ssd.triton.states import carry_kernel, walk_kernel
 SEGMENT = 8192  # bytes; a multiple of a span
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """Inputs with rows at any stride, and how Delta is made of dt. Its methods launch kernels."""
+    """The inputs, and how Delta is made of dt. Its methods launch kernels, whose outputs may have strided rows."""
 
     x: Tensor
     dt: Tensor
@@ -31,23 +31,10 @@ class Call:
     softplus: bool
     limits: tuple[float, float]
 
-    @classmethod
-    def of(
-        cls,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        cu_seqlens: Tensor,
-        D: Tensor | None,
-        bias: Tensor | None,
-        softplus: bool,
-        limits: tuple[float, float],
-    ) -> "Call":
-        x, dt, B, C = (with_dense_rows(value) for value in (x, dt, B, C))
-        D, bias = (None if value is None else value.contiguous() for value in (D, bias))
-        return cls(x, dt, A.contiguous(), B, C, cu_seqlens.contiguous(), D, bias, softplus, limits)
+    def __post_init__(self) -> None:
+        self.x, self.dt, self.B, self.C = (with_dense_rows(value) for value in (self.x, self.dt, self.B, self.C))
+        self.D, self.bias = (None if value is None else value.contiguous() for value in (self.D, self.bias))
+        self.A, self.cu_seqlens = self.A.contiguous(), self.cu_seqlens.contiguous()
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

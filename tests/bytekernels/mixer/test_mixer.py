@@ -404,12 +404,13 @@ def test_steps_are_the_forward(stepper, start, options):
     length, taps = 8, 3
     if options != OPTIONS:
         spare_the_interpreter(stepper)
-    for dtype in set(stepper.dtypes) - {torch.float16}:
+    for dtype, limit in ((torch.float32, 1e-6), (torch.bfloat16, 5e-3)):
+        if dtype not in stepper.dtypes:
+            continue
         case = Case([length] * 3, dtype, device=stepper.device, options=options, taps=taps, head_dim=5)
         with stepper.force():
             out, conv, ssm = case.mix()
             found, state = steps_of(case, [length] * 3, start)
-        limit = {torch.float32: 1e-6, torch.bfloat16: 5e-3}[dtype]
         assert found.dtype == dtype
         assert_close(found, out.unflatten(0, (3, length))[:, start:], limit=limit)
         assert_close(state.ssm, ssm, limit=limit)
@@ -431,8 +432,8 @@ def test_steps_agree_with_the_float64_reference():
 def test_triton_steps_are_the_references(in_triton):
     """Odd sizes, where blocks are padded, and a head that is more than one block."""
     bare = dict(heads=3, head_dim=7, d_state=5, groups=3, options=("states",))
-    for settings in (bare, dict(heads=2, head_dim=20, d_state=700, groups=1)):
-        case = Case([2] * 3, torch.float32, device=in_triton.device, **settings)
+    for given in (bare, dict(heads=2, head_dim=20, d_state=700, groups=1)):
+        case = Case([2] * 3, torch.float32, device=in_triton.device, **given)
         rows = case.values["zxbcdt"].unflatten(0, (3, 2))
         states = MixerStates(case.values["conv"], case.values["ssm"])
         found, expected = MixerState.after(states), MixerState.after(MixerStates(*(s.double() for s in states)))
