@@ -432,7 +432,7 @@ def causal_conv1d(
     channels, width = weight.shape
     y, final_states = x.new_empty(rows, channels), x.new_empty(sequences, channels, width - 1)
     row_tiles = triton.cdiv(rows, ROWS)
-    across, options = _across(channels, 144 if initial_states is None else 168)
+    across, options = _across(channels, 144 if initial_states is None and ids is None else 168)
     with on_device(x):
         if across * (row_tiles + sequences):
             forward_kernel[(across * (row_tiles + sequences),)](

@@ -3,9 +3,9 @@
     python tests/compile/compile_check.py [--arch 90] [--dtype bf16] [--room route] [--case D=512] [--json FILE]
 
 Prints a row for each binary: registers, bytes spilled and of stack of a thread; bytes of shared memory and columns of
-tensor memory of a block; its warps. The budget is no spills and no stack (on sm_80 and in fp32: cases.py's LOCAL_BYTES), and
-what a block can have on the chip. Exits with 1 where a kernel is past it or does not compile, and where no case
-launches a kernel.
+tensor memory of a block; its warps. The budget is no spills and no stack (on sm_80 and in fp32: cases.py's
+LOCAL_BYTES), and what a block can have on the chip. Exits with 1 where a kernel is past it or does not compile, and
+where no case launches a kernel.
 """
 
 import argparse

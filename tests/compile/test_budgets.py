@@ -1,16 +1,16 @@
 """Every Triton kernel of bytekernels compiles within its budget, as it is launched, and is launched by some case.
 
-sm_90 gets every configuration, the other chips one width in bf16; `make compile-check` compiles everything.
+sm_90 gets every configuration, the other chips a large model's in bf16; `make compile-check` compiles everything.
 """
 
 import pytest
 
-ONE_WIDTH = ("--dtype", "bf16", "--case", "D=512$|layout$")
+LARGE = ("--dtype", "bf16", "--case", "D=3072$|C=3072$|C=3328$|H=48|layout$")  # 48 heads of 64
 
 
 @pytest.mark.parametrize(
     "selection",
-    [("90", "--dtype", "bf16"), ("90", "--dtype", "fp32"), ("80", *ONE_WIDTH), ("100", *ONE_WIDTH)],
+    [("90", "--dtype", "bf16"), ("90", "--dtype", "fp32"), ("80", *LARGE), ("100", *LARGE)],
     ids=["sm_90 bf16", "sm_90 fp32", "sm_80", "sm_100"],
 )
 def test_kernels_compile_within_budget(compile_check, selection):
@@ -25,3 +25,10 @@ def test_every_kernel_is_launched_by_a_case_and_compiled_once_for_all_batch_size
     labels = done.stdout.splitlines()
     assert labels
     assert not [label for label in labels if label.endswith(" odd)")]
+
+
+def test_every_kernel_is_compiled_for_every_chip(compile_check):
+    everything, large = (compile_check("--list", "--arch", "80", *selection) for selection in ((), LARGE))
+    assert everything.returncode == large.returncode == 0, large.stdout
+    kernels, selected = ({label.split()[0] for label in done.stdout.splitlines()} for done in (everything, large))
+    assert selected == kernels

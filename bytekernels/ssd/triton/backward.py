@@ -200,7 +200,7 @@ def inputs_kernel(
         b_before = tl.sum(b_dy.to(tl.float32) * b_read, 1)
         through = decay(high, low) * tl.sum(b_G.to(tl.float32) * b_S.to(tl.float32))
 
-        b_m = decayed(tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION), b_high, b_low)  # [Q (t), Q (s)]
+        b_m = decayed(tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION), 1.0, b_high, b_low)  # [Q (t), Q (s)]
 
         # v = (L * C B^T)^T dy + exp(cs_Q - cs) B G^T, and iG_s = Delta_s x_s . (its second term)
         b_v = tl.dot(b_B, tl.trans(b_G), input_precision=PRECISION) * decay(high - b_high, low - b_low)[:, None]
@@ -291,7 +291,7 @@ def outer_gradient(
         b_x = load_rows(p_x, o_chunk, m_q, i_h * P, o_p, stride_x, P)
         b_dy = load_rows(p_dy, o_chunk, m_q, i_h * P, o_p, H * P, P)
         b_dyx = tl.dot(b_dy, tl.trans(b_x), input_precision=PRECISION)
-        b_scores += decayed(b_dyx * b_delta[None, :], b_high, b_low)
+        b_scores += decayed(b_dyx, b_delta[None, :], b_high, b_low)
         if OF_C:
             b_state = rebuilt(
                 p_states, p_x, p_B, p_dt, p_bias, A, i_state, o_other, m_other, i_h, i_h * P, o_p,

@@ -83,8 +83,8 @@ def decay(high, low):
 
 
 @triton.jit
-def decayed(b_scores, b_high, b_low):
-    """scores[t, s] exp(cs_t - cs_s) for t >= s, 0 elsewhere: [Q, Q].
+def decayed(b_scores, weight, b_high, b_low):
+    """scores[t, s] exp(cs_t - cs_s) weight[s] for t >= s, 0 elsewhere: [Q, Q].
 
     The zero that bounds the exponent is taken from the scores, so that the compiler lays the decays out as it has laid
     out the scores and need not move a matrix.
@@ -93,7 +93,7 @@ def decayed(b_scores, b_high, b_low):
     b_difference = (b_high[:, None] - b_high[None, :]) + (b_low[:, None] - b_low[None, :])
     b_zero = tl.minimum(tl.abs(b_scores), 0.0)
     b_decay = tl.exp(tl.minimum(b_difference, b_zero, propagate_nan=tl.PropagateNan.ALL))
-    return tl.where(o_q[:, None] >= o_q[None, :], b_scores * b_decay, 0.0)
+    return tl.where(o_q[:, None] >= o_q[None, :], b_scores * b_decay * weight, 0.0)
 
 
 @triton.jit

@@ -93,17 +93,17 @@ def scan_kernel(
             _, _, b_delta = time_step(p_dt, p_bias, o_chunk, m_q, i_h, stride_dt, dt_min, dt_max, HAS_BIAS, SOFTPLUS)
             b_high, b_low, high, low = running_sum(b_delta * A, EXACT)
 
-            # y = exp(cs) C S0^T + (L * C B^T * Delta + D I) x: [Q, P]
+            # y = exp(cs) C S0^T + (L * C B^T * Delta + D I) x: [Q, P], its first half
             b_y = tl.dot(b_C, tl.trans(b_S.to(DT)), input_precision=PRECISION) * decay(b_high, b_low)[:, None]
-            b_cb = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)  # [Q, Q]
-            b_cb = decayed(b_cb * b_delta[None, :], b_high, b_low)
-            if HAS_D:
-                b_cb += tl.where(o_q[:, None] == o_q[None, :], D, 0.0)
-            b_y = tl.dot(b_cb.to(DT), b_x, b_y, input_precision=PRECISION)
-
             # S = exp(cs_Q) S0 + (exp(cs_Q - cs) Delta x)^T B: [P, N]
             b_inflow = (b_x.to(tl.float32) * (decay(high - b_high, low - b_low) * b_delta)[:, None]).to(DT)
             b_S = tl.dot(tl.trans(b_inflow), b_B, b_S * decay(high, low), input_precision=PRECISION)
+
+            b_cb = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)  # [Q, Q]
+            b_cb = decayed(b_cb, b_delta[None, :], b_high, b_low)
+            if HAS_D:
+                b_cb += tl.where(o_q[:, None] == o_q[None, :], D, 0.0)
+            b_y = tl.dot(b_cb.to(DT), b_x, b_y, input_precision=PRECISION)
 
             if HAS_Z:
                 b_y *= silu(load_rows(p_z, o_chunk, m_q, i_h * P, o_p, stride_z, P).to(tl.float32))

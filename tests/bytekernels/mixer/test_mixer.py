@@ -432,8 +432,8 @@ def test_steps_agree_with_the_float64_reference():
 def test_triton_steps_are_the_references(in_triton):
     """Odd sizes, where blocks are padded, and a head that is more than one block."""
     bare = dict(heads=3, head_dim=7, d_state=5, groups=3, options=("states",))
-    for given in (bare, dict(heads=2, head_dim=20, d_state=700, groups=1)):
-        case = Case([2] * 3, torch.float32, device=in_triton.device, **given)
+    for sizes in (bare, dict(heads=2, head_dim=20, d_state=700, groups=1)):
+        case = Case([2] * 3, torch.float32, device=in_triton.device, **sizes)
         rows = case.values["zxbcdt"].unflatten(0, (3, 2))
         states = MixerStates(case.values["conv"], case.values["ssm"])
         found, expected = MixerState.after(states), MixerState.after(MixerStates(*(s.double() for s in states)))

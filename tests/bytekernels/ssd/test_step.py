@@ -14,6 +14,11 @@ OPTIONS = ("D", "z", "dt_bias")
 PER_SEQUENCE = ("x", "dt", "B", "C", "z", "state")
 
 
+@pytest.fixture
+def device(in_triton):
+    return in_triton.device
+
+
 def make(device, sequences=3, heads=4, headdim=5, d_state=7, groups=2, dtype=torch.float32, seed=0):
     """Inputs by name; parameters and the state are float32."""
     generator = torch.Generator().manual_seed(seed)
@@ -58,7 +63,7 @@ def check(values, **options):
     assert_close(state, expected_state, what="state")
 
 
-def test_agrees_with_the_reference(in_triton):
+def test_agrees_with_the_reference(device):
     @settings(max_examples=40)
     @given(
         sequences=st.sampled_from([0, 1, 3]),
@@ -71,7 +76,7 @@ def test_agrees_with_the_reference(in_triton):
         seed=st.integers(0, 9),
     )
     def agree(sequences, heads, headdim, d_state, options, softplus, limits, seed):
-        values = make(in_triton.device, sequences, heads[0], headdim, d_state, heads[1], seed=seed)
+        values = make(device, sequences, heads[0], headdim, d_state, heads[1], seed=seed)
         values = {name: value for name, value in values.items() if name not in OPTIONS or name in options}
         if not softplus:
             values["dt"] = values["dt"].abs()
@@ -86,15 +91,15 @@ def test_narrow_dtypes(dtype):
     check(make("cuda", 64, 48, 64, 128, 1, dtype))
 
 
-def test_steps_are_the_scan(in_triton):
+def test_steps_are_the_scan(device):
     sequences, length = 3, 6
-    values = make(in_triton.device, sequences * length)
+    values = make(device, sequences * length)
     cu, _ = ragged([length] * sequences)
     scanned = {name: value for name, value in values.items() if name != "state"}
     state = torch.zeros_like(values["state"][:sequences])
     with dispatch.force("reference"):
         expected, expected_states = bytekernels.ssd_scan(
-            **scanned, cu_seqlens=cu.to(in_triton.device), dt_softplus=True, return_final_states=True
+            **scanned, cu_seqlens=cu.to(device), dt_softplus=True, return_final_states=True
         )
     for t in range(length):
         rows = {name: value[t::length] for name, value in values.items() if name in PER_SEQUENCE}
@@ -103,18 +108,18 @@ def test_steps_are_the_scan(in_triton):
     assert_close(state, expected_states, what="state")
 
 
-def test_softplus_is_exact_in_the_tails(in_triton):
+def test_softplus_is_exact_in_the_tails(device):
     dt = torch.linspace(-80, 80, 81)
-    one = torch.ones(81, 1, 1, device=in_triton.device)
-    values = dict(x=one, dt=dt[:, None].to(in_triton.device), A=-one[0, 0], B=one, C=one, state=torch.zeros_like(one[..., None]))
+    one = torch.ones(81, 1, 1, device=device)
+    values = dict(x=one, dt=dt[:, None].to(device), A=-one[0, 0], B=one, C=one, state=torch.zeros_like(one[..., None]))
     y, _ = step(launcher, values)
     expected = torch.nn.functional.softplus(dt.double(), threshold=1000)
     error = (y.flatten().cpu().double() - expected).abs() / expected
     assert error.max() < 1e-6
 
 
-def test_what_is_not_a_number_stays_in_its_head(in_triton):
-    values = make(in_triton.device)
+def test_what_is_not_a_number_stays_in_its_head(device):
+    values = make(device)
     values["dt"][1, 2] = float("nan")
     values["dt"][0, 0], values["dt"][0, 1] = float("inf"), -float("inf")
     y, state = step(launcher, values, limits=(0.0, 2.0))
@@ -122,11 +127,11 @@ def test_what_is_not_a_number_stays_in_its_head(in_triton):
     wrong[1, 2] = True
     assert torch.equal(y.isnan().all(-1).cpu(), wrong) and torch.equal(y.isnan().any(-1).cpu(), wrong)
     assert torch.equal(state.isnan().flatten(2).all(-1).cpu(), wrong)
-    assert torch.isfinite(state[~wrong.to(in_triton.device)]).all()
+    assert torch.isfinite(state[~wrong.to(device)]).all()
 
 
-def test_slices_of_columns(in_triton):
-    values = make(in_triton.device, heads=4, headdim=5, groups=2, d_state=7)
+def test_slices_of_columns(device):
+    values = make(device, heads=4, headdim=5, groups=2, d_state=7)
     dense_y, dense_state = step(launcher, values)
 
     def slice_of(value):
@@ -141,8 +146,8 @@ def test_slices_of_columns(in_triton):
         assert torch.equal(y, dense_y) and torch.equal(state, dense_state)
 
 
-def test_a_sequence_alone_is_the_same_bit_for_bit(in_triton):
-    values = make(in_triton.device, sequences=5, headdim=40, d_state=128)
+def test_a_sequence_alone_is_the_same_bit_for_bit(device):
+    values = make(device, sequences=5, headdim=40, d_state=128)
     y, state = step(launcher, values)
     again, state_again = step(launcher, values)
     assert torch.equal(again, y) and torch.equal(state_again, state)
@@ -152,8 +157,8 @@ def test_a_sequence_alone_is_the_same_bit_for_bit(in_triton):
         assert torch.equal(alone, y[s : s + 1]) and torch.equal(state_alone, state[s : s + 1])
 
 
-def test_the_state_must_be_contiguous(in_triton):
-    values = make(in_triton.device)
+def test_the_state_must_be_contiguous(device):
+    values = make(device)
     state = values["state"].transpose(2, 3).contiguous().transpose(2, 3)
     with pytest.raises(ValueError, match="state is updated in place and must be contiguous, got strides"):
         launcher(*(values[name] for name in ("x", "dt", "A", "B", "C")), state, None, None, None, True, 0.0, 1.0)

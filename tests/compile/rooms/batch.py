@@ -8,8 +8,6 @@ from torch import Tensor
 
 Case = Callable[[torch.dtype], object]
 
-WIDTHS = (16, 512, 2048, 3072)
-
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -43,7 +41,7 @@ EVEN = Batch(bytes=4096, chunks=1024, sequences=16)
 ODD = Batch(bytes=4095, chunks=1023, sequences=1)  # Triton specialises 1 and multiples of 16; sizes must not be
 
 
-def at_widths(cases: Callable[[int, Batch], dict[str, Case]]) -> dict[str, Case]:
-    """The cases at each of :data:`WIDTHS`, and at the first once more with odd sizes."""
-    named = {f"{name} D={width}": case for width in WIDTHS for name, case in cases(width, EVEN).items()}
-    return named | {f"{name} D={WIDTHS[0]} odd": case for name, case in cases(WIDTHS[0], ODD).items()}
+def at_widths(cases: Callable[[int, Batch], dict[str, Case]], widths: tuple[int, ...]) -> dict[str, Case]:
+    """The cases at each of the widths, and at the first once more with odd sizes."""
+    named = {f"{name} D={width}": case for width in widths for name, case in cases(width, EVEN).items()}
+    return named | {f"{name} D={widths[0]} odd": case for name, case in cases(widths[0], ODD).items()}

@@ -8,8 +8,8 @@ from torch import Tensor
 from bytekernels.conv import triton as conv
 from rooms.batch import EVEN, ODD, Batch, Case, empty
 
-# Columns [first, first + channels) of rows: 48 heads of 64 and twice a state of 128 in in_proj's output; small ones.
-COLUMNS = {"C=3328": (6448, 3072, 3328), "C=512": (512, 0, 512), "C=16": (16, 0, 16)}
+# Columns [first, first + channels) of rows: 48 heads of 64 and twice a state of 128 in in_proj's output; a small one.
+COLUMNS = {"C=3328": (6448, 3072, 3328), "C=16": (16, 0, 16)}
 
 
 def _columns(rows: int, columns: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
@@ -66,6 +66,6 @@ CASES: dict[str, Case] = {
 }
 CASES |= {f"{name} C=16 odd": case for name, case in _cases(COLUMNS["C=16"], ODD).items()}
 CASES |= {
-    f"conv K={taps} C=512": partial(_conv, COLUMNS["C=512"], EVEN, taps=taps, silu=False, bias=False, states=True)
+    f"conv K={taps} C=16": partial(_conv, COLUMNS["C=16"], EVEN, taps=taps, silu=False, bias=False, states=True)
     for taps in (2, 3)
 }

@@ -38,4 +38,5 @@ def _cases(width: int, batch: Batch) -> dict[str, Case]:
     }
 
 
-CASES: dict[str, Case] = at_widths(_cases)
+WIDTHS = (16, 512, 3072)
+CASES: dict[str, Case] = at_widths(_cases, WIDTHS)

@@ -43,6 +43,7 @@ MODEL = (48, 64, 1, 128)
 SMALL = (6, 64, 1, 32)
 SIZES = {"H=48 P=64 G=1 N=128": MODEL, "H=6 P=64 G=1 N=32": SMALL}
 STEPS = {**SIZES, "H=24 P=64 G=2 N=64": (24, 64, 2, 64), "H=8 P=128 G=1 N=256": (8, 128, 1, 256)}
+BARE = {"H=3 P=5 G=3 N=7": 64, "H=3 P=5 G=3 N=7 odd": 1}
 CASES: dict[str, Case] = (
     {
         f"{'table' if table else 'rows'} {name}": partial(_mixer, size, EVEN, table)
@@ -51,5 +52,5 @@ CASES: dict[str, Case] = (
     }
     | {"table odd": partial(_mixer, SMALL, ODD, True)}
     | {f"step {name}": partial(_step, size, 64, False) for name, size in STEPS.items()}
-    | {"step bare odd": partial(_step, (3, 5, 3, 7), 1, True)}
+    | {f"step bare {name}": partial(_step, (3, 5, 3, 7), sequences, True) for name, sequences in BARE.items()}
 )

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from bytekernels.norm import triton as norm
-from rooms.batch import Case, empty
+from rooms.batch import Batch, Case, at_widths, empty
 
-WIDTHS = (16, 512, 1536, 2048, 3072, 4096, 8192)
-ROWS, ODD_ROWS = 4096, 4095
+WIDTHS = (16, 512, 1536, 3072, 8192, 1000)  # whole and padded blocks; rows that begin at no multiple of 16
+GROUPED = (512, 3072, 8192, 1000)  # of which groups are normalised too
 EPS = 1e-5
 
 
@@ -35,16 +35,16 @@ def _gated(width: int, rows: int, group_size: int, columns: int, dtype: torch.dt
     norm.gated_rms_norm_backward(out, y, first_columns(), weight, group_size, EPS, dz=first_columns())
 
 
-def _cases(width: int, rows: int) -> dict[str, Case]:
+def _cases(width: int, batch: Batch) -> dict[str, Case]:
     columns = 2 * width + 280  # a row of in_proj's output for 24 heads, N = 128 and G = 1: a multiple of 8, not of 16
-    return {
-        "rms": partial(_rms, width, rows, False),
-        "rms with fp32 residual": partial(_rms, width, rows, True),
-        "gated": partial(_gated, width, rows, width, columns),
-        "gated in 8 groups": partial(_gated, width, rows, width // 8, columns),
+    cases: dict[str, Case] = {
+        "rms": partial(_rms, width, batch.bytes, False),
+        "rms with fp32 residual": partial(_rms, width, batch.bytes, True),
+        "gated": partial(_gated, width, batch.bytes, width, columns),
     }
+    if width in GROUPED:
+        cases["gated in 8 groups"] = partial(_gated, width, batch.bytes, width // 8, columns)
+    return cases
 
 
-CASES: dict[str, Case] = {
-    f"{name} D={width}": case for width in WIDTHS for name, case in _cases(width, ROWS).items()
-} | {f"{name} D=1000 odd": case for name, case in _cases(1000, ODD_ROWS).items()}
+CASES: dict[str, Case] = at_widths(_cases, WIDTHS)

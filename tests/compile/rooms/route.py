@@ -7,6 +7,8 @@ import torch
 from bytekernels.route import triton as route
 from rooms.batch import EVEN, ODD, Batch, Case, at_widths
 
+WIDTHS = (16, 512, 2048, 3072)
+
 
 def _route(width: int, batch: Batch, lookahead: bool, required: bool, dtype: torch.dtype) -> None:
     q, k = batch.rows(width, dtype), batch.rows(width, dtype)
@@ -32,4 +34,6 @@ def _cases(width: int, batch: Batch) -> dict[str, Case]:
     }
 
 
-CASES: dict[str, Case] = {"layout": partial(_layout, EVEN), "layout odd": partial(_layout, ODD)} | at_widths(_cases)
+CASES: dict[str, Case] = {"layout": partial(_layout, EVEN), "layout odd": partial(_layout, ODD)} | at_widths(
+    _cases, WIDTHS
+)
