@@ -18,8 +18,7 @@ from torch import Tensor
 from benchmarks import command, mamba_peers, shapes
 from benchmarks.harness import Case
 from benchmarks.report import Report, aligned
-from bytekernels.conv import roofline as conv_roofline
-from bytekernels.norm import roofline as norm_roofline
+from bytekernels.mixer import roofline as mixer_roofline
 from bytekernels.roofline import Work
 from bytekernels.ssd import roofline as ssd_roofline
 
@@ -87,24 +86,16 @@ def cases(ops: Sequence[str], shape: Shape, dtype: torch.dtype, device: torch.de
 
 
 def work(op: str, shape: Shape, dtype: torch.dtype) -> dict[str, Work]:
-    """The least that each pass must do. The mixer's is the sum of its three parts'.
-
-    A step reads and writes the scan's states, reads the convolution's K-1 rows before and writes the new one, all in
-    float32, and has its own rows and the parameters.
-    """
+    """The least that each pass must do."""
+    sizes = (shape.H, shape.P, shape.N, shape.G)
     if op == "step":
-        states = 4 * shape.S * (2 * shape.inner * shape.N + shape.channels * shape.K)
-        rows = shape.S * (2 * shape.inner + shape.channels + shape.H) * dtype.itemsize
-        parameters = (shape.channels * (shape.K + 1) + shape.inner) * dtype.itemsize + 3 * 4 * shape.H
-        flops = shape.S * (5 * shape.inner * shape.N + 2 * shape.channels * shape.K)
-        return {"forward": Work(flops, states + rows + parameters)}
-    scan = (shape.T, shape.H, shape.P, shape.N, shape.G, shape.S, dtype)
-    conv = (shape.T, shape.channels, shape.K, shape.S, dtype)
-    norm = (shape.T, shape.inner, dtype)
-    forward, backward = ssd_roofline.ssd_scan(*scan), ssd_roofline.ssd_scan_backward(*scan)
-    if op == "mixer":
-        forward += conv_roofline.causal_conv1d(*conv) + norm_roofline.gated_rms_norm(*norm)
-        backward += conv_roofline.causal_conv1d_backward(*conv) + norm_roofline.gated_rms_norm_backward(*norm)
+        return {"forward": mixer_roofline.mamba2_mixer_step(shape.S, *sizes, shape.K, dtype)}
+    if op == "ssd":
+        scan = (shape.T, *sizes, shape.S, dtype)
+        forward, backward = ssd_roofline.ssd_scan(*scan), ssd_roofline.ssd_scan_backward(*scan)
+    else:
+        mixer = (shape.T, *sizes, shape.K, shape.S, dtype)
+        forward, backward = mixer_roofline.mamba2_mixer(*mixer), mixer_roofline.mamba2_mixer_backward(*mixer)
     return {"forward": forward, "backward": backward, "both": forward + backward}
 
 

@@ -20,6 +20,9 @@ def compute_capability(tensor: Tensor) -> int:
     """Of the chip that a launch for the tensor goes to: 90 for sm_90. 0 where kernels are interpreted."""
     if tensor.device.type == "cpu":
         return 0
+    if tensor.is_cuda:
+        major, minor = torch.cuda.get_device_capability(tensor.device)
+        return 10 * major + minor
     return triton.runtime.driver.active.get_current_target().arch
 
 

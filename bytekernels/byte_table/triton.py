@@ -18,7 +18,7 @@ ROWS = tl.constexpr(512)  # of a tile
 
 @triton.jit(do_not_specialize=["rows"])
 def gather_kernel(
-    p_ids, p_table, p_out, rows, stride_table, stride_out, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr
+    p_ids, p_table, p_out, rows, stride_table, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """out[t] = table[ids[t]]."""
     o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -27,7 +27,7 @@ def gather_kernel(
     m_out = m_t[:, None] & (o_c < C)
     o_row = tl.load(p_ids + o_t, mask=m_t, other=0).to(tl.int64)
     b_row = tl.load(p_table + o_row[:, None] * stride_table + o_c, mask=m_out, other=0.0)
-    tl.store(p_out + o_t[:, None] * stride_out + o_c, b_row, mask=m_out)
+    tl.store(p_out + o_t[:, None] * C + o_c, b_row, mask=m_out)
 
 
 @triton.jit
@@ -69,12 +69,10 @@ def byte_sums_kernel(p_parts, p_first, p_dtable, C: tl.constexpr, BLOCK_C: tl.co
     tl.store(p_dtable + i_byte * C + o_c, b_sum, mask=o_c < C)
 
 
-def byte_table(ids: Tensor, table: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """As in reference.py; written to out [T, C], whose rows may be strided, where that is given."""
+def byte_table(ids: Tensor, table: Tensor) -> Tensor:
     ids, table = ids.contiguous(), with_dense_rows(table)
     rows, width = len(ids), table.shape[1]
-    if out is None:
-        out = table.new_empty(rows, width)
+    out = table.new_empty(rows, width)
     block_t, block_c, options = row_pieces(width)
     with on_device(table):
         if rows and width:
@@ -84,7 +82,6 @@ def byte_table(ids: Tensor, table: Tensor, *, out: Tensor | None = None) -> Tens
                 out,
                 rows,
                 table.stride(0),
-                out.stride(0),
                 C=width,
                 BLOCK_T=block_t,
                 BLOCK_C=block_c,

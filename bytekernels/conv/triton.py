@@ -96,9 +96,9 @@ def _parameters(p_weight, p_bias, o_c, m_c, K: tl.constexpr, HAS_BIAS: tl.conste
 @triton.jit
 def _sum_of_taps(b_x, b_before, b_w, b_bias, K: tl.constexpr):
     """bias + sum_j w_j x_{t-j}, the newest first."""
-    b_sum = b_bias + b_w[0] * b_x
+    b_sum = tl.fma(b_w[0], b_x, b_bias)
     for j in tl.static_range(1, K):
-        b_sum += b_w[j] * b_before[j - 1]
+        b_sum = tl.fma(b_w[j], b_before[j - 1], b_sum)
     return b_sum
 
 
@@ -147,7 +147,11 @@ def _gradient(b_x, b_dy, b_before, b_w, b_bias, K: tl.constexpr, SILU: tl.conste
 
 @triton.jit
 def _backward_row(b_x, b_dy, b_before, b_pending, b_parts, b_w, b_bias, m_own, K: tl.constexpr, SILU: tl.constexpr):
-    """dx_{t-K+1}, and what the next row takes: rows before it, pending rows of dx and sums of dw and dbias."""
+    """dx_{t-K+1}, and what the next row takes: rows before it, pending rows of dx and sums of dw and dbias.
+
+    Products are fused with sums by name: left to the compiler, that would differ between the unrolled steps and the
+    loop row by row, and a row's bits would depend on its place in the tile.
+    """
     b_x = b_x.to(tl.float32)
     b_g = _gradient(b_x, b_dy, b_before, b_w, b_bias, K, SILU)
     b_own = tl.where(m_own, b_g, 0.0)
@@ -157,8 +161,8 @@ def _backward_row(b_x, b_dy, b_before, b_pending, b_parts, b_w, b_bias, m_own, K
     b_sums = _appended(b_sums, b_parts[K] + b_own)
     b_next = (b_w[0] * b_g,)
     for j in tl.static_range(1, K - 1):
-        b_next = _appended(b_next, b_pending[j - 1] + b_w[j] * b_g)
-    b_dx = b_pending[K - 2] + b_w[K - 1] * b_g
+        b_next = _appended(b_next, tl.fma(b_w[j], b_g, b_pending[j - 1]))
+    b_dx = tl.fma(b_w[K - 1], b_g, b_pending[K - 2])
     return b_dx, _pushed(b_x, b_before, K), b_next, b_sums
 
 

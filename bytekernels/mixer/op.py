@@ -32,13 +32,11 @@ def _refusal_of_rows(zxbcdt: Tensor) -> str | None:
 
 
 def _why_not_triton(*args: Any) -> str | None:
-    from bytekernels.ssd.triton import GREATEST_HEADDIM, GREATEST_STATE  # here, where Triton is known to be installed
+    from bytekernels.ssd.triton import refusal_of_sizes  # here, where Triton is known to be installed
 
     conv_weight, norm_weight, head_dim, num_groups = (args[i] for i in (-15, -10, -8, -7))
     state_size = (conv_weight.shape[0] - norm_weight.shape[0]) // (2 * num_groups)
-    if head_dim > GREATEST_HEADDIM or state_size > GREATEST_STATE:
-        return f"P must be at most {GREATEST_HEADDIM} and N {GREATEST_STATE}, got {head_dim} and {state_size}"
-    return _refusal_of_taps(conv_weight)
+    return refusal_of_sizes(head_dim, state_size) or _refusal_of_taps(conv_weight)
 
 
 _implementations = dict(

@@ -28,7 +28,7 @@ class MixerState:
     the heads that share B and C need not wait for each other. Each head counts by itself.
 
     Attributes:
-        conv: [S, C, K], the ring.
+        conv: float32 (float64 for float64) [S, C, K], the ring.
         position: int32 [S, H], the slot that the next row goes into; equal for all heads between two steps.
         ssm: float32 (float64 for float64) [S, H, P, N], the scan's states.
     """
@@ -50,7 +50,7 @@ class MixerState:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """The state of S sequences that have not begun."""
+        """The state of S sequences that have not begun; dtype is float32, or float64 for float64 rows."""
         return cls(
             torch.zeros(sequences, channels, taps, device=device, dtype=dtype),
             torch.zeros(sequences, heads, device=device, dtype=torch.int32),

@@ -160,8 +160,6 @@ def mamba2_mixer_backward(
     inner, heads, sequences = norm_weight.shape[0], A.shape[0], len(cu_seqlens) - 1
     z, xbc, dt = _columns(zxbcdt, inner, heads, ids)
     x, B, C = channels(conved, inner, head_dim, num_groups)
-    if dconv_states is None:
-        dconv_states = y.new_zeros(sequences, conv_weight.shape[0], conv_weight.shape[1] - 1)
     if dssm_states is None:
         dssm_states = y.new_zeros(sequences, *x.shape[1:], B.shape[2], dtype=torch.float32)
     dzxbcdt = zxbcdt.new_empty(len(y), zxbcdt.shape[1])

@@ -23,15 +23,15 @@ def _why_not_native(*args: Any) -> str | None:
 
 def _why_not_triton(*args: Any) -> str | None:
     """Why the kernels can't serve these arguments of ssd_scan, or of its backward, or None."""
-    from bytekernels.ssd.triton import GREATEST_HEADDIM, GREATEST_STATE  # here, where Triton is known to be installed
+    from bytekernels.ssd.triton import refusal_of_sizes  # here, where Triton is known to be installed
 
     x, _, _, B, C, _, _, z = args[-13:-5]
     dtypes = {value.dtype for value in (x, B, C, z) if value is not None}
     if len(dtypes) > 1:
         return f"x, B, C and z must have one dtype, got {', '.join(sorted(map(str, dtypes)))}"
-    if not (0 < x.shape[2] <= GREATEST_HEADDIM and 0 < B.shape[2] <= GREATEST_STATE and x.shape[1]):
-        return f"takes P to {GREATEST_HEADDIM} and N to {GREATEST_STATE}, got P = {x.shape[2]} and N = {B.shape[2]}"
-    return None
+    if not x.shape[1]:
+        return "H must not be zero"
+    return refusal_of_sizes(x.shape[2], B.shape[2])
 
 
 _native = dispatch.Implementation("bytekernels.ssd.native", devices=("cpu",), why_not=_why_not_native)
@@ -245,7 +245,7 @@ def mamba2_step(
         A: [H], negative.
         B: [S, G, N].
         C: [S, G, N].
-        state: float32 (float64 for float64) [S, H, P, N], as ssd_scan's final states; updated in place.
+        state: float32 (float64 for float64) [S, H, P, N], contiguous, as ssd_scan's final states; updated in place.
         D, z, dt_bias, dt_softplus, dt_limit: as in :func:`ssd_scan`, with z [S, H, P].
 
     Returns:
@@ -253,7 +253,8 @@ def mamba2_step(
 
     Raises:
         TypeError: a state of another dtype.
-        ValueError: shapes that do not match, groups that do not divide the heads, or limits out of order.
+        ValueError: shapes that do not match, a state that is not contiguous, groups that do not divide the heads, or
+            limits out of order.
     """
     if x.dim() != 3:
         raise ValueError(f"x must have shape [S, H, P], got {list(x.shape)}")
@@ -262,6 +263,8 @@ def mamba2_step(
         raise TypeError(f"state must be {accumulation_dtype(x.dtype)} for x in {x.dtype}, got {state.dtype}")
     if state.shape != (*x.shape, B.shape[2]):
         raise ValueError(f"state must have shape [S, H, P, N] = {[*x.shape, B.shape[2]]}, got {list(state.shape)}")
+    if not state.is_contiguous():
+        raise ValueError(f"state must be contiguous, as it is updated in place, got strides {state.stride()}")
     low, high = map(float, dt_limit)
     return mamba2_step_op(x, dt, A, B, C, state, D, z, dt_bias, dt_softplus, low, high)
 

@@ -165,11 +165,11 @@ def test_the_mixers_work_is_that_of_its_parts_and_more_than_its_arguments():
 
 
 def test_a_steps_work_is_its_states_read_and_written_and_its_rows():
-    case = case_of("step", torch.bfloat16)
+    case = case_of("step", torch.float32)
     sizes = {name: value.nbytes for name, value in case.arguments.items() if isinstance(value, torch.Tensor)}
-    new_row, y = 4 * SHAPE.S * SHAPE.channels, 2 * SHAPE.S * SHAPE.inner
+    new_row, y, positions = (4 * SHAPE.S * width for width in (SHAPE.channels, SHAPE.inner, 2 * SHAPE.H))
     assert list(case.work) == ["forward"]
-    assert case.work["forward"].bytes == sum(sizes.values()) + sizes["ssm"] + new_row + y
+    assert case.work["forward"].bytes == sum(sizes.values()) + sizes["ssm"] + new_row + y + positions
 
 
 def test_advantages_are_those_of_our_medians():

@@ -33,7 +33,7 @@ from benchmarks.report import write_json
 
 HERE = Path(__file__).parent
 ARCHES = (80, 90, 100)
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _compiled(number: int) -> Resources | str:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHES, default=ARCHES, help="compute capabilities")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     parser.add_argument("--room", nargs="+", help="only launches that these rooms' cases make")
     parser.add_argument("--case", default="", metavar="REGEX", help="only launches of cases whose name it is found in")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")

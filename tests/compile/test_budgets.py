@@ -1,6 +1,7 @@
 """Every Triton kernel of bytekernels compiles within its budget, as it is launched, and is launched by some case.
 
-sm_90 gets every configuration, the other chips a large model's in bf16; `make compile-check` compiles everything.
+sm_90 gets every configuration (in fp16 a large model's), the other chips a large model's in bf16; `make compile-check`
+compiles everything.
 """
 
 import pytest
@@ -10,8 +11,14 @@ LARGE = ("--dtype", "bf16", "--case", "D=3072$|C=3072$|C=3328$|H=48|layout$")  #
 
 @pytest.mark.parametrize(
     "selection",
-    [("90", "--dtype", "bf16"), ("90", "--dtype", "fp32"), ("80", *LARGE), ("100", *LARGE)],
-    ids=["sm_90 bf16", "sm_90 fp32", "sm_80", "sm_100"],
+    [
+        ("90", "--dtype", "bf16"),
+        ("90", "--dtype", "fp16", "--room", "ssd", "conv", "--case", "^H=48|C=3328"),
+        ("90", "--dtype", "fp32"),
+        ("80", *LARGE),
+        ("100", *LARGE),
+    ],
+    ids=["sm_90 bf16", "sm_90 fp16", "sm_90 fp32", "sm_80", "sm_100"],
 )
 def test_kernels_compile_within_budget(compile_check, selection):
     done = compile_check("--arch", *selection)

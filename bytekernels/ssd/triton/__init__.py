@@ -12,9 +12,16 @@ from bytekernels.launch import on_device, with_dense_rows
 from bytekernels.ssd.triton.call import Call
 from bytekernels.ssd.triton.step import mamba2_step
 
-__all__ = ["GREATEST_HEADDIM", "GREATEST_STATE", "mamba2_step", "ssd_scan", "ssd_scan_backward"]
+__all__ = ["mamba2_step", "refusal_of_sizes", "ssd_scan", "ssd_scan_backward"]
 
-GREATEST_HEADDIM, GREATEST_STATE = 128, 256  # whole rows of both are held by one program
+GREATEST_HEADDIM, GREATEST_STATE = 64, 128  # a program holds whole rows of both; larger ones spill or do not fit a chip
+
+
+def refusal_of_sizes(headdim: int, d_state: int) -> str | None:
+    """Why the scan's kernels do not take these P and N, or None."""
+    if 0 < headdim <= GREATEST_HEADDIM and 0 < d_state <= GREATEST_STATE:
+        return None
+    return f"takes P from 1 to {GREATEST_HEADDIM} and N from 1 to {GREATEST_STATE}, got P = {headdim}, N = {d_state}"
 
 
 def ssd_scan(

@@ -41,8 +41,6 @@ def configuration(
         warps = 4 if kernel == "outer" and arch < 90 else 8
     if kernel == "outer":
         block_n = min(128 if dtype != torch.float32 and arch >= 90 else 64, block_n)
-    if block_p * block_n > 8192:
-        warps = min(16, 2 * warps)
     blocks = dict(Q=chunk_length(dtype, arch), BLOCK_P=block_p, BLOCK_N=block_n, PRECISION=precision)
     return blocks | dict(num_warps=warps, num_stages=stages)
 

@@ -169,7 +169,7 @@ def walk_kernel(
 
 
 @triton.heuristics({"HAS_START": lambda args: args["p_start"] is not None})
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit
 def carry_kernel(
     p_cu_seqlens,
     p_start,

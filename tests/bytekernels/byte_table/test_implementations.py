@@ -63,11 +63,8 @@ def test_columns_of_wider_rows(in_triton):
 
     ids, table = make(in_triton, 30, 20)
     table = table.detach()
-    out = torch.full((30, 60), 7.0, device=in_triton.device)
-    view = kernels.byte_table(ids, torch.cat([table, table], 1)[:, 20:], out=out[:, 20:40])
-    assert view.data_ptr() == out[:, 20:40].data_ptr()
-    assert torch.equal(view, table[ids.long()])
-    assert (out[:, :20] == 7).all() and (out[:, 40:] == 7).all()
+    rows = kernels.byte_table(ids, torch.cat([torch.zeros_like(table), table], 1)[:, 20:])
+    assert torch.equal(rows, table[ids.long()])
 
 
 def test_rows_more_than_two_billion_elements_apart(in_triton, tmp_path):
@@ -75,8 +72,7 @@ def test_rows_more_than_two_billion_elements_apart(in_triton, tmp_path):
 
     ids, table = make(in_triton, 3, 20)
     rows = table.detach()[ids.long()]
-    far = far_apart(torch.zeros_like(rows), tmp_path / "rows")
-    assert torch.equal(kernels.byte_table(ids, table.detach(), out=far), rows)
+    far = far_apart(rows, tmp_path / "rows")
     assert torch.equal(kernels.byte_table_backward(far, ids), kernels.byte_table_backward(rows, ids))
 
 

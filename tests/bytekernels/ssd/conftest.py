@@ -43,15 +43,15 @@ def scan(values, lengths, **options):
     return bytekernels.ssd_scan(**values, cu_seqlens=cu_seqlens, return_final_states=True, **options)
 
 
-def run(impl, values, lengths, dtype=None, seed=1, **options):
-    """Outputs and gradients by name, from ``impl``, with the same cotangents (rounded to ``dtype``) for each."""
+def run(impl, values, lengths, dtype=None, seed=1, cotangents=None, **options):
+    """Outputs and gradients by name, from ``impl``; cotangents are drawn, rounded to ``dtype``, where none are given."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     with dispatch.force(impl):
         y, final_states = scan(leaves, lengths, **{"dt_softplus": True, **options})
         generator = torch.Generator().manual_seed(seed)
         dy, dfinal = (torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in (y, final_states))
-        cotangents = [dy.to(y.device, dtype or y.dtype).to(y.dtype), dfinal.float().to(final_states)]
-        gradients = torch.autograd.grad([y, final_states], list(leaves.values()), cotangents)
+        drawn = [dy.to(y.device, dtype or y.dtype).to(y.dtype), dfinal.float().to(final_states)]
+        gradients = torch.autograd.grad([y, final_states], list(leaves.values()), cotangents or drawn)
     return {"y": y, "final_states": final_states, **{f"d{k}": g for k, g in zip(leaves, gradients, strict=True)}}
 
 

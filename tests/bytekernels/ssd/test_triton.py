@@ -64,7 +64,7 @@ def test_sequences_of_several_segments(in_triton, segment, names):
     "sizes",
     [
         {"heads": 48, "headdim": 64, "d_state": 128, "groups": 1},
-        {"heads": 6, "headdim": 128, "d_state": 256, "groups": 3},
+        {"heads": 6, "headdim": 64, "d_state": 64, "groups": 3},
         {"heads": 4, "headdim": 20, "d_state": 33, "groups": 2},
         {"heads": 1, "headdim": 1, "d_state": 1, "groups": 1},
     ],
@@ -155,14 +155,20 @@ def test_a_short_sequence_among_long_ones_keeps_its_bits(dtype):
     """Past a segment's length in all, the kernels are other binaries."""
     lengths = [100, 9000, 700]
     values = make(lengths, dtype, heads=4, headdim=64, d_state=128, groups=1, device="cuda")
-    together = run("triton", values, lengths)
+    generator = torch.Generator("cuda").manual_seed(0)
+    dy, dfinal = (
+        torch.randn(values[name].shape, generator=generator, device="cuda", dtype=values[name].dtype)
+        for name in ("x", "initial_states")
+    )
+    together = run("triton", values, lengths, cotangents=[dy, dfinal])
     for s, own in enumerate((slice(0, 100), slice(100, 9100), slice(9100, 9800))):
         part = {name: value[own] if name in PER_ROW else value for name, value in values.items()}
         part["initial_states"] = values["initial_states"][s : s + 1]
-        with dispatch.force("triton"):
-            y, final_states = scan(part, [own.stop - own.start], dt_softplus=True)
-        assert torch.equal(y, together["y"][own])
-        assert torch.equal(final_states, together["final_states"][s : s + 1])
+        alone = run("triton", part, [own.stop - own.start], cotangents=[dy[own], dfinal[s : s + 1]])
+        for name in ("y", *(f"d{name}" for name in PER_ROW)):
+            assert torch.equal(alone[name], together[name][own]), name
+        for name in ("final_states", "dinitial_states"):
+            assert torch.equal(alone[name], together[name][s : s + 1]), name
 
 
 def test_runs_are_equal_bit_for_bit(in_triton):
@@ -259,8 +265,11 @@ def test_opcheck(in_triton, options):
 
 
 def test_what_the_kernels_refuse(in_triton):
-    values = make([2], torch.float32, heads=1, headdim=129, d_state=3, groups=1, device=in_triton.device)
-    with dispatch.force("triton"), pytest.raises(RuntimeError, match="takes P to 128 and N to 256, got P = 129 and N"):
+    values = make([2], torch.float32, heads=1, headdim=65, d_state=3, groups=1, device=in_triton.device)
+    with (
+        dispatch.force("triton"),
+        pytest.raises(RuntimeError, match="takes P from 1 to 64 and N from 1 to 128, got"),
+    ):
         scan(values, [2])
     values = make([2], torch.float32, heads=1, headdim=3, d_state=3, groups=1, device=in_triton.device)
     values["B"], values["C"] = values["B"].double(), values["C"].double()

@@ -12,8 +12,8 @@ WIDTHS = (16, 3072, 6448)  # of embeddings, and of in_proj's output
 
 def _byte_table(width: int, batch: Batch, strided: bool, dtype: torch.dtype) -> None:
     ids = empty(batch.bytes, dtype=torch.uint8)
-    out = empty(batch.bytes, 2 * width, dtype=dtype)[:, :width] if strided else None
-    dy = byte_table.byte_table(ids, empty(256, width, dtype=dtype), out=out)
+    table = empty(256, 2 * width, dtype=dtype)[:, :width] if strided else empty(256, width, dtype=dtype)
+    dy = byte_table.byte_table(ids, table)
     byte_table.byte_table_backward(dy, ids)
 
 
