@@ -44,7 +44,7 @@ def scan(values, lengths, **options):
 
 
 def run(impl, values, lengths, dtype=None, seed=1, cotangents=None, **options):
-    """Outputs and gradients by name, from ``impl``; cotangents are drawn, rounded to ``dtype``, where none are given."""
+    """Outputs and gradients by name, from ``impl``; cotangents not given are drawn, rounded to ``dtype``."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     with dispatch.force(impl):
         y, final_states = scan(leaves, lengths, **{"dt_softplus": True, **options})
