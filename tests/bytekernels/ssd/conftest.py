@@ -55,7 +55,7 @@ def run(impl, values, lengths, dtype=None, seed=1, cotangents=None, **options):
     return {"y": y, "final_states": final_states, **{f"d{k}": g for k, g in zip(leaves, gradients, strict=True)}}
 
 
-def compare(impl, values, lengths, truth="chunked", **options):
+def assert_agrees(impl, values, lengths, truth="chunked", **options):
     """``impl`` on the values against ``truth`` on the same values in float64."""
     dtype = values["x"].dtype
     wide = {name: value.double() for name, value in values.items()}

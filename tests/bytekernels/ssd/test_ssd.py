@@ -12,7 +12,7 @@ from bytekernels import _C, dispatch
 from bytekernels.extension import array, rows
 from bytekernels.ssd import chunked, op, reference
 from bytekernels.testing import assert_close, ragged, ragged_lengths, relative_error
-from tests.bytekernels.ssd.conftest import OPTIONS, PER_ROW, compare, make, run, scan
+from tests.bytekernels.ssd.conftest import OPTIONS, PER_ROW, assert_agrees, make, run, scan
 
 Q = chunked.CHUNK
 RAGGED = [0, 1, 3, 4, Q - 1, Q, 0, Q + 1, 2 * Q + 5]
@@ -22,13 +22,13 @@ RAGGED = [0, 1, 3, 4, Q - 1, Q, 0, Q + 1, 2 * Q + 5]
 @given(lengths=ragged_lengths(around=Q), seed=st.integers(0, 9), given_options=st.sets(st.sampled_from(OPTIONS)))
 def test_chunks_are_the_recurrence(lengths, seed, given_options):
     values = make(lengths, heads=2, headdim=2, d_state=3, groups=1, seed=seed)
-    compare(
+    assert_agrees(
         "chunked", {k: v for k, v in values.items() if k not in OPTIONS or k in given_options}, lengths, "reference"
     )
 
 
 def test_chunks_are_the_recurrence_where_all_is_mixed():
-    compare("chunked", make(RAGGED), RAGGED, "reference", dt_limit=(0.3, 1.0))
+    assert_agrees("chunked", make(RAGGED), RAGGED, "reference", dt_limit=(0.3, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,7 +43,7 @@ def test_chunks_are_the_recurrence_where_all_is_mixed():
     ids=lambda sizes: "-".join(map(str, sizes.values())),
 )
 def test_native(dtype, sizes):
-    compare("native", make(RAGGED, dtype, **sizes), RAGGED)
+    assert_agrees("native", make(RAGGED, dtype, **sizes), RAGGED)
 
 
 @given(
@@ -56,18 +56,20 @@ def test_native_in_ragged_shapes(lengths, seed, given_options, dt_softplus):
     values = make(lengths, torch.float32, heads=2, headdim=3, d_state=4, groups=1, seed=seed)
     values["dt"] = values["dt"].abs()
     values = {name: value for name, value in values.items() if name not in OPTIONS or name in given_options}
-    compare("native", values, lengths, dt_softplus=dt_softplus)
+    assert_agrees("native", values, lengths, dt_softplus=dt_softplus)
 
 
 def test_native_across_blocks_of_chunks():
     lengths = [1100, 3, 512, 513]
-    compare("native", make(lengths, torch.float32, heads=2, headdim=4, d_state=5, groups=1, greatest_a=0.01), lengths)
+    assert_agrees(
+        "native", make(lengths, torch.float32, heads=2, headdim=4, d_state=5, groups=1, greatest_a=0.01), lengths
+    )
 
 
 def test_native_clamps_the_time_step():
     values = make(RAGGED, torch.float32)
     values["dt_bias"] = values["dt_bias"] * 0.01
-    compare("native", values, RAGGED, dt_limit=(0.4, 1.0))
+    assert_agrees("native", values, RAGGED, dt_limit=(0.4, 1.0))
 
 
 @pytest.mark.parametrize("impl", ["chunked", "native"])
@@ -77,7 +79,7 @@ def test_strong_decay_loses_nothing(impl):
     values["A"] = torch.tensor([-16.0, -3.0])
     values["dt"] = 5 * torch.rand(values["dt"].shape, generator=torch.Generator().manual_seed(3)) ** 4
     values["dt_bias"] = torch.zeros(2)
-    compare(impl, values, lengths, "reference", dt_softplus=False)
+    assert_agrees(impl, values, lengths, "reference", dt_softplus=False)
 
 
 @pytest.mark.parametrize("impl", ["chunked", "native", "reference"])
@@ -93,7 +95,7 @@ def test_softplus_is_exact_in_the_tails(impl):
 
 def test_half_precision_is_served_by_the_chunks():
     values = make(RAGGED, torch.float16)
-    compare(None, values, RAGGED)
+    assert_agrees(None, values, RAGGED)
     with (
         dispatch.force("native"),
         pytest.raises(RuntimeError, match="must all be float32 or all bfloat16, got torch.f"),

@@ -11,7 +11,7 @@ from bytekernels import dispatch
 from bytekernels.ssd import op
 from bytekernels.testing import assert_close, ragged, ragged_lengths
 from tests.bytekernels.conftest import far_apart
-from tests.bytekernels.ssd.conftest import OPTIONS, PER_ROW, compare, make, run, scan
+from tests.bytekernels.ssd.conftest import OPTIONS, PER_ROW, assert_agrees, make, run, scan
 
 SIZES = {"heads": 2, "headdim": 5, "d_state": 6, "groups": 1}
 SHORT = [0, 1, 3, 4, 0, 63, 64, 65]
@@ -40,7 +40,7 @@ def test_ragged_shapes(in_triton):
     def agree(lengths, seed, names, dt_softplus):
         values = make(lengths, torch.float32, seed=seed, device=in_triton.device, **SIZES)
         values["dt"] = values["dt"].abs()
-        compare("triton", chosen(values, names), lengths, dt_softplus=dt_softplus)
+        assert_agrees("triton", chosen(values, names), lengths, dt_softplus=dt_softplus)
 
     agree()
 
@@ -48,14 +48,14 @@ def test_ragged_shapes(in_triton):
 def test_lengths_about_a_chunk_and_a_long_one(in_triton):
     lengths = [*SHORT, 1000]
     values = make(lengths, torch.float32, heads=1, headdim=4, d_state=4, groups=1, device=in_triton.device)
-    compare("triton", values, lengths)
+    assert_agrees("triton", values, lengths)
 
 
 @pytest.mark.parametrize("names", [OPTIONS, ()], ids=["all", "none"])
 def test_sequences_of_several_segments(in_triton, segment, names):
     lengths = [260, 0, 129] if names else [257]
     values = make(lengths, torch.float32, heads=1, headdim=3, d_state=4, groups=1, device=in_triton.device)
-    compare("triton", chosen(values, names), lengths)
+    assert_agrees("triton", chosen(values, names), lengths)
 
 
 @pytest.mark.gpu
@@ -72,7 +72,7 @@ def test_sequences_of_several_segments(in_triton, segment, names):
 )
 def test_every_dtype_and_size(dtype, sizes):
     lengths = [*SHORT, 1000, 9000]
-    compare("triton", make(lengths, dtype, device="cuda", **sizes), lengths)
+    assert_agrees("triton", make(lengths, dtype, device="cuda", **sizes), lengths)
 
 
 @pytest.mark.parametrize("sizes", [(24, 128), (20, 40)], ids=["one block", "padded"])
@@ -94,7 +94,7 @@ def test_blocks_of_every_chip(monkeypatch, in_triton, dtype, arch, sizes):
     lengths = [65, 0, 3]
     headdim, d_state = sizes
     values = make(lengths, torch.float32, heads=1, headdim=headdim, d_state=d_state, groups=1)
-    compare("triton", values, lengths)
+    assert_agrees("triton", values, lengths)
 
 
 def test_strong_decay_loses_nothing(in_triton):
@@ -105,13 +105,13 @@ def test_strong_decay_loses_nothing(in_triton):
     values["dt"] = 5 * torch.rand(values["dt"].shape, generator=torch.Generator().manual_seed(3)) ** 4
     values["dt_bias"] = torch.zeros(2)
     values = {name: value.to(in_triton.device) for name, value in values.items()}
-    compare("triton", values, lengths, dt_softplus=False)
+    assert_agrees("triton", values, lengths, dt_softplus=False)
 
 
 def test_the_time_step_is_clamped(in_triton):
     values = make([40, 3], torch.float32, device=in_triton.device, **SIZES)
     values["dt_bias"] = values["dt_bias"] * 0.01
-    compare("triton", values, [40, 3], dt_limit=(0.4, 1.0))
+    assert_agrees("triton", values, [40, 3], dt_limit=(0.4, 1.0))
 
 
 @pytest.mark.parametrize("dt_softplus", [True, False])
