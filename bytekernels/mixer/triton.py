@@ -157,11 +157,9 @@ def mamba2_mixer_backward(
     conv_states: Tensor | None,
     ssm_states: Tensor | None,
 ) -> list[Tensor]:
-    inner, heads, sequences = norm_weight.shape[0], A.shape[0], len(cu_seqlens) - 1
+    inner, heads = norm_weight.shape[0], A.shape[0]
     z, xbc, dt = _columns(zxbcdt, inner, heads, ids)
     x, B, C = channels(conved, inner, head_dim, num_groups)
-    if dssm_states is None:
-        dssm_states = y.new_zeros(sequences, *x.shape[1:], B.shape[2], dtype=torch.float32)
     dzxbcdt = zxbcdt.new_empty(len(y), zxbcdt.shape[1])
     dz, dxbc, ddt = columns(dzxbcdt, inner, heads)
     dconved = torch.empty_like(conved)

@@ -51,7 +51,7 @@ def ssd_scan(
 
 def ssd_scan_backward(
     dy: Tensor,
-    dfinal_states: Tensor,
+    dfinal_states: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -76,8 +76,10 @@ def ssd_scan_backward(
     States are walked again rather than kept from the forward pass. With a gate, so is y: the scan is run once more.
     """
     call = Call(x, dt, A, B, C, cu_seqlens, D, dt_bias, dt_softplus, (dt_min, dt_max))
-    dy, dfinal_states = dy.contiguous(), dfinal_states.contiguous()
-    initial_states = None if initial_states is None else initial_states.contiguous()
+    dy = dy.contiguous()
+    dfinal_states, initial_states = (
+        None if value is None else value.contiguous() for value in (dfinal_states, initial_states)
+    )
     dx, dB, dC, ddt = (
         value.new_empty(value.shape) if out is None else out for value, out in ((x, dx), (B, dB), (C, dC), (dt, ddt))
     )
