@@ -9,12 +9,14 @@ TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
 JOBS        ?= 2
 
-NATIVE  := $(wildcard csrc/CMakeLists.txt csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
-FORMATS := $(filter %.h %.cpp,$(NATIVE))
+NATIVE  := $(wildcard csrc/CMake* csrc/*.cmake csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.h.in csrc/*/*.cpp csrc/*/*.cu)
+FORMATS := $(filter %.h %.cpp %.cu,$(NATIVE))
+CONFIGURE = $(BIN)/cmake -S csrc -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+            -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 SOURCES := $(wildcard bytekernels models training evals benchmarks tests setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format bench compile-check distill clean
+.PHONY: help setup test sanitize lint tidy format wheel-check bench compile-check distill clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,16 +48,40 @@ $(STAMP): $(VENV)/.torch pyproject.toml setup.py requirements-test.txt $(NATIVE)
 test: setup ## run the tests (JOBS=N processes; ARGS=... for pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
-lint: setup ## check style and types
+# The libraries must be in the process before the module that is made for them; libstdc++ lets them see exceptions.
+SANITIZER_LIBRARIES = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+
+sanitize: setup ## run the native tests under AddressSanitizer and UBSan (ARGS=... for pytest)
+	$(CONFIGURE) --preset sanitize
+	$(BIN)/cmake --build build/sanitize
+	BYTEKERNELS_EXTENSION="$$(ls $(CURDIR)/build/sanitize/_C*.so)" BYTEKERNELS_SANITIZERS=address,undefined \
+	  LD_PRELOAD='$(SANITIZER_LIBRARIES)' ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES= \
+	  $(BIN)/python -m pytest -q --capture=sys tests/csrc/test_sanitizers.py tests/bytekernels -k 'not triton' $(ARGS)
+
+lint: setup tidy ## check style, types and, by clang-tidy, native code
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/clang-format --dry-run --Werror $(FORMATS)
 	$(BIN)/mypy
 
+tidy: setup ## check the native code with clang-tidy (JOBS=N at once)
+	$(CONFIGURE) -B build/tidy -DBYTEKERNELS_CUDA=OFF
+	$(BIN)/python $(BIN)/run-clang-tidy.py -quiet -j $(JOBS) -clang-tidy-binary $(BIN)/clang-tidy -p build/tidy
+
 format: setup ## apply style
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/clang-format -i $(FORMATS)
+
+# -S: without site-packages, and so without torch.
+wheel-check: setup ## build a wheel as pip does, and import its extension without torch
+	rm -rf build/wheel
+	$(BIN)/pip wheel . --no-deps -w build/wheel
+	$(BIN)/python -m zipfile -e build/wheel/*.whl build/wheel/unpacked
+	test "$$(ls build/wheel/unpacked | sed 's/-.*//' | sort -u)" = bytekernels
+	cd build/wheel/unpacked && $(CURDIR)/$(BIN)/python -S -c \
+	  'from bytekernels import _C; print(_C.__file__, _C.cuda_architectures or _C.cuda_refusal)'
 
 bench: setup ## time the ops (pytest-benchmark; ARGS=... for pytest)
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-autosave $(ARGS)

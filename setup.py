@@ -2,6 +2,10 @@
 
 The extension is compiled for the machine that builds it. ``BYTEKERNELS_MARCH=x86-64-v3 pip install .`` compiles for
 another instruction set (any that the compiler's -march knows; empty for the compiler's own choice).
+
+The CUDA half is compiled where an nvcc is found that can do it, whether there is a GPU or not: BYTEKERNELS_CUDA=1 makes
+it an error where there is none, BYTEKERNELS_CUDA=0 leaves it out. BYTEKERNELS_CUDA_ARCHITECTURES="90;120" compiles for
+other chips than 80, 90 and 100.
 """
 
 import os
@@ -15,6 +19,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+def cuda_choice() -> str:
+    """CMake's word for what BYTEKERNELS_CUDA asks for."""
+    choice = os.environ.get("BYTEKERNELS_CUDA")
+    words = {None: "AUTO", "0": "OFF", "1": "ON"}
+    if choice not in words:
+        raise SystemExit(
+            f"BYTEKERNELS_CUDA must be 0 (no CUDA), 1 (CUDA or an error) or unset (CUDA where nvcc is found), "
+            f"got {choice!r}"
+        )
+    return words[choice]
 
 
 class CMakeBuild(build_ext):
@@ -40,9 +56,11 @@ class CMakeBuild(build_ext):
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": target.parent,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            # All are given each time: a build folder remembers what it was given last.
+            "BYTEKERNELS_MARCH": os.environ.get("BYTEKERNELS_MARCH", "native"),
+            "BYTEKERNELS_CUDA": cuda_choice(),
+            "BYTEKERNELS_CUDA_ARCHITECTURES": os.environ.get("BYTEKERNELS_CUDA_ARCHITECTURES", "80;90;100"),
         }
-        if "BYTEKERNELS_MARCH" in os.environ:
-            options["BYTEKERNELS_MARCH"] = os.environ["BYTEKERNELS_MARCH"]
         definitions = [f"-D{name}={value}" for name, value in options.items()]
         build = Path(self.build_temp).resolve() / "csrc"
         subprocess.run([cmake, "-S", ROOT / "csrc", "-B", build, "-G", "Ninja", *definitions], check=True)

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does without
+    from bytekernels.align import AlignedBatch, align_pack
     from bytekernels.byte_table import byte_table
     from bytekernels.conv import byte_conv1d, causal_conv1d, causal_conv1d_step
     from bytekernels.dechunk import dechunk
@@ -20,11 +21,13 @@ __all__ = [
     "BOS",
     "EOS",
     "IGNORE",
+    "AlignedBatch",
     "MixerState",
     "MixerStates",
     "Routing",
     "SortedVocabulary",
     "SuffixTrie",
+    "align_pack",
     "byte_conv1d",
     "byte_marginals",
     "byte_table",

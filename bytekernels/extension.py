@@ -1,8 +1,9 @@
-"""What the rooms' ``native.py`` share: how tensors are handed to bytekernels._C, which knows no torch."""
+"""What the rooms' ``native.py`` share: how arrays are handed to bytekernels._C, which knows no torch."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,14 +25,25 @@ def fresh(like: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype |
     return tensor
 
 
-def array(tensor: Tensor) -> tuple[int, int, Tensor]:
-    """A contiguous CPU tensor as the extension takes it: (address, bytes, the tensor, kept alive for the call)."""
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
+def array(values: Tensor | np.ndarray) -> tuple[int, int, Tensor | np.ndarray]:
+    """A contiguous array of the host as the extension takes it: (address, bytes, the array, kept alive for the call).
+
+    Args:
+        values: a CPU tensor, or a NumPy array in C order, which may be read-only where the extension only reads it.
+    """
+    if isinstance(values, np.ndarray):
+        if not values.flags.c_contiguous:
+            raise ValueError(
+                f"the extension takes C-contiguous arrays, got strides {values.strides} for shape "
+                f"{list(values.shape)}: use np.ascontiguousarray"
+            )
+        return values.ctypes.data, values.nbytes, values
+    if not values.is_contiguous() or values.device.type != "cpu":
         raise ValueError(
-            f"the extension takes contiguous CPU tensors, got strides {tensor.stride()} for shape "
-            f"{list(tensor.shape)} on {tensor.device}: use .cpu().contiguous()"
+            f"the extension takes contiguous CPU tensors, got strides {values.stride()} for shape "
+            f"{list(values.shape)} on {values.device}: use .cpu().contiguous()"
         )
-    return tensor.data_ptr(), tensor.numel() * tensor.element_size(), tensor
+    return values.data_ptr(), values.numel() * values.element_size(), values
 
 
 def rows(tensor: Tensor) -> tuple[int, int, int, Tensor]:

@@ -24,7 +24,8 @@ class Binding {
   static void run_all(py::module_& module);
 };
 
-// BYTEKERNELS_BIND(m) { m.def(...); } at namespace scope in a file of bind/ adds that op to the module.
+// BYTEKERNELS_BIND(m) { m.def(...); } in a file of bind/ adds that op to the module. All of bind/ is compiled as one
+// file, so each has a namespace for what it defines: bytekernels::norm_bindings in bind/norm.cpp.
 #define BYTEKERNELS_BIND(module)                      \
   static void bind(::pybind11::module_& module);      \
   static const ::bytekernels::Binding binding(&bind); \

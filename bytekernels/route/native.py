@@ -32,10 +32,12 @@ def route(
 
 
 def route_backward(dprob: Tensor, q: Tensor, k: Tensor, cu_seqlens: Tensor, lookahead: bool) -> list[Tensor]:
+    total, width = q.shape
     dq, dk = fresh(q), fresh(k)
     _C.route_backward(
         q.dtype == torch.bfloat16,
-        *q.shape,
+        total,
+        width,
         array(cu_seqlens.contiguous()),
         lookahead,
         array(dprob.float().contiguous()),

@@ -6,8 +6,7 @@
 #include "bindings.h"
 #include "cpu/simd.h"
 
-namespace bytekernels {
-namespace {
+namespace bytekernels::conv_bindings {
 
 using OptionalArray = std::optional<Array>;
 
@@ -71,11 +70,7 @@ void backward(const Sizes& sizes, const Array& cu_seqlens, const Arguments& argu
   conv_backward(shape, inputs, dout, dfinal, gradients, threads);
 }
 
-}  // namespace
-}  // namespace bytekernels
-
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   m.def(
@@ -95,3 +90,5 @@ BYTEKERNELS_BIND(m) {
       "bf16"_a, "sizes"_a, "cu_seqlens"_a, "arguments"_a, "dy"_a, "dfinal_states"_a, "outputs"_a, "threads"_a,
       "Writes the gradients. Sizes: T, C, K.");
 }
+
+}  // namespace bytekernels::conv_bindings

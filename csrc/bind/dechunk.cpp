@@ -6,8 +6,7 @@
 #include "bindings.h"
 #include "cpu/simd.h"
 
-namespace bytekernels {
-namespace {
+namespace bytekernels::dechunk_bindings {
 
 using OptionalArray = std::optional<Array>;
 using OptionalRows = std::optional<RowsArray>;
@@ -74,11 +73,7 @@ void backward(int64_t width, const Routing& routing, const RowsArray& chunks, co
   dechunk_backward(shape, c, w, before, given, gradients, threads);
 }
 
-}  // namespace
-}  // namespace bytekernels
-
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   m.def(
@@ -103,3 +98,5 @@ BYTEKERNELS_BIND(m) {
       "bf16"_a, "bf16_du"_a, "width"_a, "routing"_a, "chunks"_a, "weight"_a, "null"_a, "du"_a, "outputs"_a, "threads"_a,
       "Writes dchunks, dweight, dnull, dconfidence. Routing: chunk_of, index, cu_chunks.");
 }
+
+}  // namespace bytekernels::dechunk_bindings

@@ -5,8 +5,9 @@
 #include "bindings.h"
 #include "cpu/simd.h"
 
+namespace bytekernels::memory_bindings {
+
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   m.def(
@@ -22,3 +23,5 @@ BYTEKERNELS_BIND(m) {
       "memory"_a,
       "Asks for huge pages behind the whole pages of memory not yet touched; without effect where refused.");
 }
+
+}  // namespace bytekernels::memory_bindings

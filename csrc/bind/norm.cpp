@@ -6,8 +6,7 @@
 #include "bindings.h"
 #include "cpu/simd.h"
 
-namespace bytekernels {
-namespace {
+namespace bytekernels::norm_bindings {
 
 using OptionalArray = std::optional<Array>;
 using OptionalRows = std::optional<RowsArray>;
@@ -93,11 +92,7 @@ Function pick(bool narrow, bool narrow_residual, Function wide, Function mixed, 
   return !narrow ? wide : narrow_residual ? all_narrow : mixed;
 }
 
-}  // namespace
-}  // namespace bytekernels
-
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   // The residual is None for the norm of x alone; its dtype is then x's.
@@ -135,3 +130,5 @@ BYTEKERNELS_BIND(m) {
       "bf16"_a, "sizes"_a, "y"_a, "z"_a, "weight"_a, "dout"_a, "dy"_a, "dz"_a, "dweight"_a, "threads"_a,
       "Writes the gradients. Sizes: rows, width, group_size, eps.");
 }
+
+}  // namespace bytekernels::norm_bindings

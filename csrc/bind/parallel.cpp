@@ -9,9 +9,9 @@
 
 #include "bindings.h"
 
-BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
+namespace bytekernels::parallel_bindings {
 
+BYTEKERNELS_BIND(m) {
   m.def("parallel_runtime", &parallel_runtime,
         "The OpenMP library whose threads the CPU ops run on, or 'std::thread' while none is loaded.");
   m.def(
@@ -35,3 +35,5 @@ BYTEKERNELS_BIND(m) {
       py::arg("n"), py::arg("threads"), py::arg("fail_at") = -1,
       "The system's id of the thread that serves each of n elements; RuntimeError from element fail_at.");
 }
+
+}  // namespace bytekernels::parallel_bindings

@@ -6,8 +6,7 @@
 #include "bindings.h"
 #include "cpu/simd.h"
 
-namespace bytekernels {
-namespace {
+namespace bytekernels::route_bindings {
 
 using OptionalArray = std::optional<Array>;
 
@@ -87,11 +86,7 @@ void gather_backward(int64_t row_bytes, const Array& index, const Array& chunk_o
   gather_chunks_backward(from, count, newest, total, row_bytes, given, to, threads);
 }
 
-}  // namespace
-}  // namespace bytekernels
-
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   m.def(
@@ -119,3 +114,5 @@ BYTEKERNELS_BIND(m) {
   m.def("gather_chunks_backward", &gather_backward, "row_bytes"_a, "index"_a, "chunk_of"_a, "de"_a, "dh"_a, "threads"_a,
         "Writes row m of de to the byte that index[m] names, zeros to the others.");
 }
+
+}  // namespace bytekernels::route_bindings

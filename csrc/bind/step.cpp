@@ -7,8 +7,7 @@
 #include "conv.h"
 #include "cpu/simd.h"
 
-namespace bytekernels {
-namespace {
+namespace bytekernels::step_bindings {
 
 using OptionalArray = std::optional<Array>;
 
@@ -68,11 +67,7 @@ void step(const Sizes& sizes, const RowsArray& zxbcdt, const Parameters& paramet
   mixer_step(shape, inputs, states, to, threads);
 }
 
-}  // namespace
-}  // namespace bytekernels
-
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   m.def(
@@ -83,3 +78,5 @@ BYTEKERNELS_BIND(m) {
       "bf16"_a, "sizes"_a, "zxbcdt"_a, "parameters"_a, "options"_a, "state"_a, "out"_a, "threads"_a,
       "Writes out and updates the state. Sizes: S, H, P, G, N, K; options: eps, dt_min, dt_max.");
 }
+
+}  // namespace bytekernels::step_bindings

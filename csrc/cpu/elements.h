@@ -13,8 +13,7 @@
 
 namespace bytekernels {
 
-typedef uint32_t BitsVec __attribute__((vector_size(kVectorBytes), may_alias));
-typedef uint16_t HalfVec __attribute__((vector_size(kVectorBytes / 2), may_alias));
+using HalfVec = uint16_t __attribute__((vector_size(kVectorBytes / 2), may_alias));
 
 // kLanes elements from any address.
 inline Vec load_elements(const float* from) {

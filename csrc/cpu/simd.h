@@ -17,8 +17,9 @@ constexpr int kVectorBytes = 16;
 #endif
 constexpr int kLanes = kVectorBytes / sizeof(float);
 
-typedef float Vec __attribute__((vector_size(kVectorBytes), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(kVectorBytes), may_alias));
+using Vec = float __attribute__((vector_size(kVectorBytes), may_alias));
+using IntVec = int32_t __attribute__((vector_size(kVectorBytes), may_alias));
+using BitsVec = uint32_t __attribute__((vector_size(kVectorBytes), may_alias));
 
 // Loads and stores of kLanes floats at an address aligned to a whole vector.
 inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
@@ -52,8 +53,9 @@ inline Vec exp_of_nonpositive(Vec x) {
   series = series * r + (1.0f / 6);
   series = series * r + 0.5f;
   series = series * (r * r) + r;
-  const IntVec power = reinterpret_cast<IntVec>(shifted) << 23;  // n << 23, as kShift's own low bits are zero
-  const Vec scale = reinterpret_cast<Vec>(power + (127 << 23));
+  // n << 23, as kShift's own low bits are zero; modulo 2^32, which only an x whose result is zero needs.
+  const BitsVec power = reinterpret_cast<BitsVec>(shifted) << 23;
+  const Vec scale = reinterpret_cast<Vec>(power + (127U << 23));
   return x < -87.0f ? Vec{} : scale + scale * series;
 }
 
