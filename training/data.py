@@ -1,256 +1,18 @@
-"""Prepared text on disk, and packed, document-aware batches of it.
+"""Packed, document-aware batches of a prepared corpus.
 
-A corpus is aligned once and then memory-mapped: the bytes of all documents, and the teacher's tokens with their
-lengths in bytes. Documents are cut into windows at token ends; a batch is a packed row of windows.
+Documents are cut into windows at token ends; a batch is a packed row of windows.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from bytekernels import EOS, pack_bytes, token_end_mask
-from training.alignment import Aligned, TokenBytes
+from bytekernels import AlignedBatch, align_pack
+from training.corpus import Corpus, Split
 from training.errors import UserError
-from training.text import HELD_OUT, Document, Skipped, hash_fraction, is_held_out
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-ENCODE_BYTES = 4 * 1024 * 1024
-ENCODE_DOCUMENTS = 1024
 CUT_TOKENS = 2**24
-
-# ------------------------------------------------------------------------------------------------------ on disk
-
-
-@dataclass(frozen=True)
-class Split:
-    """D documents of N bytes and M tokens, memory-mapped.
-
-    text: uint8 [N]; doc_offsets: int64 [D+1], in bytes; token_ids: int32 [M]; token_lengths: uint16 [M], in bytes;
-    token_offsets: int64 [D+1], in tokens.
-    """
-
-    text: np.ndarray
-    doc_offsets: np.ndarray
-    token_ids: np.ndarray
-    token_lengths: np.ndarray
-    token_offsets: np.ndarray
-
-    @property
-    def documents(self) -> int:
-        return len(self.doc_offsets) - 1
-
-
-SPLIT_DTYPES = {
-    "text": np.uint8,
-    "doc_offsets": np.int64,
-    "token_ids": np.int32,
-    "token_lengths": np.uint16,
-    "token_offsets": np.int64,
-}
-SPLIT_NAMES = ("train", "held_out")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A prepared corpus: documents to train on, documents held out by the hash of their source, and the manifest."""
-
-    train: Split
-    held_out: Split
-    manifest: dict[str, Any]
-
-    @property
-    def bos_id(self) -> int:
-        return self.manifest["bos_id"]
-
-    @property
-    def eos_id(self) -> int:
-        return self.manifest["eos_id"]
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the text and of the tokenizer that cut it."""
-        return self.manifest["fingerprint"]
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "Corpus":
-        """Maps a folder that `prepare` has finished.
-
-        Raises:
-            UserError: no manifest (preparing was cut short), another format, or a file of the wrong size.
-        """
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except FileNotFoundError:
-            raise UserError(f"{folder} holds no prepared corpus (no {MANIFEST}): prepare it again") from None
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"{folder} has corpus format {manifest.get('format')}, not {FORMAT}: prepare it again")
-        splits = {name: _map_split(folder / name, manifest[name]) for name in SPLIT_NAMES}
-        return cls(**splits, manifest=manifest)
-
-
-def _map_split(folder: Path, counts: dict[str, int]) -> Split:
-    offsets = counts["documents"] + 1
-    sizes = {
-        "text": counts["bytes"],
-        "doc_offsets": offsets,
-        "token_ids": counts["tokens"],
-        "token_lengths": counts["tokens"],
-        "token_offsets": offsets,
-    }
-    arrays = {}
-    for name, dtype in SPLIT_DTYPES.items():
-        path = folder / f"{name}.bin"
-        if not path.is_file() or path.stat().st_size != sizes[name] * np.dtype(dtype).itemsize:
-            raise UserError(f"{path} is not the file that its manifest describes: prepare the corpus again")
-        arrays[name] = np.asarray(np.memmap(path, dtype, mode="r"))  # a plain view: slicing a memmap is slow
-    return Split(**arrays)
-
-
-def prepare(
-    documents: Iterable[Document],
-    tokenizer: Any,
-    folder: str | Path,
-    *,
-    limit_bytes: int | None = None,
-    skipped: Skipped | None = None,
-) -> Corpus:
-    """Aligns documents with a fast tokenizer's tokens and writes them to `folder`, a part of them held out.
-
-    Documents that cannot be aligned exactly are counted in `skipped`, which ends up in the manifest. The manifest is
-    written last and at once: a folder without one is not a corpus. Reading stops after `limit_bytes` of text.
-    A document is held out by the hash of its source alone; where that holds out none of a few documents, the one
-    with the smallest hash is.
-
-    Raises:
-        UserError: a slow tokenizer, or fewer than two documents, so that one split would be empty.
-    """
-    tokens = TokenBytes(tokenizer)
-    skipped = Skipped() if skipped is None else skipped
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    text_hash = hashlib.blake2b(tokens.fingerprint.encode(), digest_size=16)
-    spare: tuple[float, Document, Aligned] | None = None
-
-    with ExitStack() as stack:
-        writers = {name: _Writer(folder / name, stack) for name in SPLIT_NAMES}
-        for document, aligned in _aligned(_limited(documents, limit_bytes), tokens, skipped):
-            text_hash.update(document.text)
-            if is_held_out(document.source):
-                writers["held_out"].add(document, aligned)
-                continue
-            # The document with the smallest hash so far waits: it may be needed on the other side.
-            waiting = (hash_fraction(document.source, HELD_OUT), document, aligned)
-            if spare is None or waiting[0] < spare[0]:
-                spare, waiting = waiting, spare
-            if waiting is not None:
-                writers["train"].add(*waiting[1:])
-        if spare is not None:
-            writers["train" if writers["held_out"].documents else "held_out"].add(*spare[1:])
-
-    counts = {name: writer.counts() for name, writer in writers.items()}
-    if not all(split["documents"] for split in counts.values()):
-        found = sum(split["documents"] for split in counts.values())
-        raise UserError(
-            f"{found} usable documents (skipped: {skipped}) do not give both training and held-out text: give more"
-        )
-    manifest = {
-        "format": FORMAT,
-        **counts,
-        "vocab_size": len(tokens),
-        "bos_id": tokens.bos_id,
-        "eos_id": tokens.eos_id,
-        "tokenizer": tokens.fingerprint,
-        "fingerprint": text_hash.hexdigest(),
-        "skipped": skipped.as_dict(),
-    }
-    unfinished = folder / f"{MANIFEST}.tmp"
-    unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False))
-    os.replace(unfinished, folder / MANIFEST)
-    return Corpus.open(folder)
-
-
-def _limited(documents: Iterable[Document], limit_bytes: int | None) -> Iterator[Document]:
-    total = 0
-    for document in documents:
-        total += len(document.text)
-        if limit_bytes is not None and total > limit_bytes:
-            return
-        yield document
-
-
-def _aligned(documents: Iterable[Document], tokens: TokenBytes, skipped: Skipped) -> Iterator[tuple[Document, Aligned]]:
-    with tqdm(desc="aligning text with tokens", unit="B", unit_scale=True, disable=None) as progress:
-        for chunk in _chunks(documents):
-            found = tokens.encode([document.text.decode() for document in chunk])
-            for document, aligned in zip(chunk, found, strict=True):
-                progress.update(len(document.text))
-                if aligned is None:
-                    skipped.add("token ends not exact", document.source)
-                elif not len(aligned.ids):
-                    skipped.add("no text", document.source)
-                elif aligned.lengths.max() > np.iinfo(np.uint16).max:
-                    skipped.add("token above 65535 bytes", document.source)
-                else:
-                    yield document, aligned
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists of documents, each of ENCODE_BYTES or a little more, so that memory stays bounded."""
-    chunk: list[Document] = []
-    size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= ENCODE_BYTES or len(chunk) >= ENCODE_DOCUMENTS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-class _Writer:
-    """Appends documents to the files of a split, which `stack` closes."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        folder.mkdir(exist_ok=True)
-        self.files = {}
-        for name in SPLIT_DTYPES:
-            path = folder / f"{name}.bin"
-            # A new file, never the old one cut to nothing: a run that has it mapped goes on reading.
-            path.unlink(missing_ok=True)
-            self.files[name] = stack.enter_context(open(path, "xb"))  # noqa: SIM115
-        self.documents = self.bytes = self.tokens = 0
-        self._write_offsets()
-
-    def add(self, document: Document, aligned: Aligned) -> None:
-        self.files["text"].write(document.text)
-        self.files["token_ids"].write(aligned.ids.astype(SPLIT_DTYPES["token_ids"]).tobytes())
-        self.files["token_lengths"].write(aligned.lengths.astype(SPLIT_DTYPES["token_lengths"]).tobytes())
-        self.documents += 1
-        self.bytes += len(document.text)
-        self.tokens += len(aligned.ids)
-        self._write_offsets()
-
-    def _write_offsets(self) -> None:
-        self.files["doc_offsets"].write(np.int64(self.bytes).tobytes())
-        self.files["token_offsets"].write(np.int64(self.tokens).tobytes())
-
-    def counts(self) -> dict[str, int]:
-        return {"documents": self.documents, "bytes": self.bytes, "tokens": self.tokens}
-
 
 # ------------------------------------------------------------------------------------------------------ windows
 
@@ -320,53 +82,29 @@ def _cut_documents(split: Split, first: int, stop: int, max_bytes: int) -> tuple
 # ------------------------------------------------------------------------------------------------------ batches
 
 
-@dataclass(frozen=True)
-class Batch:
-    """S windows, packed: T bytes and M tokens.
-
-    ids: uint8 [T], each window begins with BOS, and one that ends its document may end with EOS.
-    cu_seqlens: int32 [S+1], where windows begin among the bytes.
-    token_end: bool [T], the byte ends a token of the teacher's tokenizer; true at BOS and EOS.
-    token_ids: int64 [M], the tokens in the order of their ends, with the teacher's BOS and EOS.
-    token_cu: int32 [S+1], where windows begin among the tokens.
-    """
-
-    ids: Tensor
-    cu_seqlens: Tensor
-    token_end: Tensor
-    token_ids: Tensor
-    token_cu: Tensor
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-
-def _build_batch(corpus: Corpus, split: Split, windows: Windows, chosen: np.ndarray, eos: bool) -> Batch:
-    ends_document = windows.last[chosen] & eos
-    sequences, token_ids, token_lengths = [], [], []
-    bos_id, eos_id, eos_length = np.array([corpus.bos_id]), np.array([corpus.eos_id]), np.array([1])
-    for window, ends in zip(chosen.tolist(), ends_document.tolist(), strict=True):
-        first_byte, first_token = windows.first_byte[window], windows.first_token[window]
-        text = split.text[first_byte : first_byte + windows.bytes[window]].tobytes()
-        tokens = slice(first_token, first_token + windows.tokens[window])
-        sequences.append(text + bytes([EOS]) if ends else text)
-        token_ids += [bos_id, split.token_ids[tokens]] + [eos_id] * ends
-        token_lengths += [split.token_lengths[tokens]] + [eos_length] * ends
-
-    ids, cu_seqlens = pack_bytes(sequences)
-    tokens_per_window = torch.from_numpy(windows.tokens[chosen] + ends_document)
-    lengths = torch.from_numpy(np.concatenate(token_lengths).astype(np.int32))
-    return Batch(
-        ids=ids,
-        cu_seqlens=cu_seqlens,
-        token_end=token_end_mask(lengths, _offsets(tokens_per_window), cu_seqlens, bos=True),
-        token_ids=torch.from_numpy(np.concatenate(token_ids).astype(np.int64)),
-        token_cu=_offsets(tokens_per_window + 1),
+def _build_batch(
+    corpus: Corpus,
+    split: Split,
+    windows: Windows,
+    chosen: np.ndarray,
+    eos: bool,
+    pin: bool = False,
+    threads: int | None = None,
+) -> AlignedBatch:
+    """The chosen windows as a batch without targets: those depend on the router's boundaries."""
+    columns = (windows.first_byte, windows.bytes, windows.first_token, windows.tokens)
+    return align_pack(
+        split.text,
+        split.token_ids,
+        split.token_lengths,
+        np.stack([column[chosen] for column in columns], axis=1),
+        bos_id=corpus.bos_id,
+        eos_id=corpus.eos_id,
+        ends=windows.last[chosen] & eos,
+        targets=False,
+        pin=pin,
+        threads=threads,
     )
-
-
-def _offsets(lengths: Tensor) -> Tensor:
-    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 class Batches:
@@ -418,10 +156,15 @@ class Batches:
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AlignedBatch:
+        return self.build_next()
+
+    def build_next(self, *, pin: bool = False, threads: int | None = None) -> AlignedBatch:
+        """The next batch, in page-locked memory where ``pin``, by ``threads`` threads: see `align_pack`."""
         round_of_batches = [self._next_windows() for _ in range(self.world_size)]
         self.round_bytes = sum(int(self._sizes[windows].sum()) for windows in round_of_batches)
-        return _build_batch(self.corpus, self.corpus.train, self.windows, round_of_batches[self.rank], self.eos)
+        mine = round_of_batches[self.rank]
+        return _build_batch(self.corpus, self.corpus.train, self.windows, mine, self.eos, pin=pin, threads=threads)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins; the same on every rank."""
@@ -456,7 +199,7 @@ class Batches:
         return chosen
 
 
-def held_out_batches(corpus: Corpus, *, window: int, batch_bytes: int, limit_bytes: int) -> list[Batch]:
+def held_out_batches(corpus: Corpus, *, window: int, batch_bytes: int, limit_bytes: int) -> list[AlignedBatch]:
     """Batches of about `limit_bytes` of held-out text, the same on every call and machine, without EOS.
 
     Windows are drawn without replacement from all held-out documents; a split smaller than `limit_bytes` is used

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bytekernels import AlignedBatch
 from training.checkpoint import load_state, save_state
-from training.data import Batch, Batches
 from training.errors import UserError
 from training.objectives import Loss
 from training.optimizer import Optimizer, make_optimizer
 from training.parallel import Ranks
+from training.prefetch import Prefetcher, Source
 from training.recipe import OptimizerRecipe, StageRecipe
 
 LOG_EVERY = 10  # optimizer steps between lines of the log
@@ -33,11 +34,17 @@ class Log(Protocol):
 
 @dataclass
 class Progress:
-    """How far a stage has come: optimizer steps, bytes over all ranks, seconds of training."""
+    """How far a stage has come: optimizer steps, bytes over all ranks, seconds of training, those waited for data."""
 
     step: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def data_wait(self) -> float:
+        """The share of training time spent waiting for data, in [0, 1]."""
+        return min(1.0, self.waited / max(self.seconds, 1e-9))
 
 
 def learning_rate(recipe: StageRecipe, fraction: float) -> float:
@@ -52,8 +59,8 @@ def learning_rate(recipe: StageRecipe, fraction: float) -> float:
 def train(
     model: nn.Module,
     named: list[tuple[str, nn.Parameter]],
-    objective: Callable[[Batch], Loss],
-    batches: Batches,
+    objective: Callable[[AlignedBatch], Loss],
+    batches: Source,
     *,
     stage: StageRecipe,
     optimizer: OptimizerRecipe,
@@ -71,7 +78,7 @@ def train(
         model: checkpointed whole.
         named: the parameters that learn.
         objective: of a batch on ``ranks.device``.
-        batches: endless; the same state on every rank.
+        batches: endless; the same state on every rank. They are prefetched, and stand somewhere ahead afterwards.
         stage: length, learning rates.
         optimizer: AdamW's numbers.
         accumulation: batches in one optimizer step, on each rank.
@@ -87,30 +94,33 @@ def train(
     """
     parameters = [parameter for _, parameter in named]
     mover = make_optimizer(named, optimizer, stage)
-    progress = _restore(checkpoint, model, mover, batches)
+    ahead = Prefetcher(batches, ranks.device)
+    progress = _restore(checkpoint, model, mover, ahead)
     writer = log(progress.step) if log else None
     bar = tqdm(total=100, desc=title, disable=not ranks.is_main, unit="%", bar_format="{desc} {bar} {n:3.0f}%{postfix}")
     seconds = saved_at = progress.seconds  # rank 0's clock, which all ranks go by
     model.train()
-    while (fraction := _fraction(stage, progress.bytes, seconds)) < 1:
-        began = time.monotonic()
-        rate = learning_rate(stage, fraction)
-        count, parts, num_bytes = _accumulate(objective, batches, accumulation, ranks, precision)
-        ranks.sum_gradients(parameters, count)
-        norm = nn.utils.clip_grad_norm_(parameters, optimizer.clip, foreach=True)
-        mover.step(rate)
-        progress.step += 1
-        progress.bytes += num_bytes
-        progress.seconds += time.monotonic() - began
-        seconds = ranks.from_main(progress.seconds)
-        save = seconds - saved_at >= checkpoint_seconds
-        if save or progress.step % LOG_EVERY == 1:
-            means = _finite_means(parts, count, norm, progress, ranks)
-            _report({**means, "lr": rate, "grad_norm": float(norm)}, progress, writer, bar)
-        bar.update(100 * min(1.0, _fraction(stage, progress.bytes, seconds)) - bar.n)
-        if save:
-            saved_at = seconds
-            _save(checkpoint, model, mover, batches, progress, ranks)
+    with ahead:
+        while (fraction := _fraction(stage, progress.bytes, seconds)) < 1:
+            began = time.monotonic()
+            rate = learning_rate(stage, fraction)
+            count, parts, num_bytes = _accumulate(objective, ahead, accumulation, ranks, precision)
+            ranks.sum_gradients(parameters, count)
+            norm = nn.utils.clip_grad_norm_(parameters, optimizer.clip, foreach=True)
+            mover.step(rate)
+            progress.step += 1
+            progress.bytes += num_bytes
+            progress.seconds += time.monotonic() - began
+            progress.waited += ahead.waiting()
+            seconds = ranks.from_main(progress.seconds)
+            save = seconds - saved_at >= checkpoint_seconds
+            if save or progress.step % LOG_EVERY == 1:
+                means = _finite_means(parts, count, norm, progress, ranks)
+                _report({**means, "lr": rate, "grad_norm": float(norm)}, progress, writer, bar)
+            bar.update(100 * min(1.0, _fraction(stage, progress.bytes, seconds)) - bar.n)
+            if save:
+                saved_at = seconds
+                _save(checkpoint, model, mover, ahead, progress, ranks)
     bar.close()
     if writer is not None:
         writer.close()
@@ -126,8 +136,8 @@ def _fraction(stage: StageRecipe, num_bytes: int, seconds: float) -> float:
 
 
 def _accumulate(
-    objective: Callable[[Batch], Loss],
-    batches: Batches,
+    objective: Callable[[AlignedBatch], Loss],
+    batches: Prefetcher,
     accumulation: int,
     ranks: Ranks,
     precision: AbstractContextManager,
@@ -144,7 +154,7 @@ def _accumulate(
         batch = next(batches)
         num_bytes += batches.round_bytes
         with precision:
-            loss = objective(batch.to(ranks.device))
+            loss = objective(batch)
         loss.total.backward()
         count += loss.count
         for name, value in loss.parts.items():
@@ -167,6 +177,7 @@ def _finite_means(
 
 def _report(values: dict[str, float], progress: Progress, writer: Log | None, bar: tqdm) -> None:
     values["bytes_per_second"] = progress.bytes / max(progress.seconds, 1e-9)
+    values["data_wait"] = progress.data_wait
     if writer is not None:
         for name, value in values.items():
             writer.add_scalar(name, value, progress.step)
@@ -174,7 +185,7 @@ def _report(values: dict[str, float], progress: Progress, writer: Log | None, ba
 
 
 def _save(
-    checkpoint: Path, model: nn.Module, mover: Optimizer, batches: Batches, progress: Progress, ranks: Ranks
+    checkpoint: Path, model: nn.Module, mover: Optimizer, batches: Prefetcher, progress: Progress, ranks: Ranks
 ) -> None:
     if ranks.is_main:
         state: dict[str, Any] = {
@@ -188,7 +199,7 @@ def _save(
     ranks.barrier()
 
 
-def _restore(checkpoint: Path, model: nn.Module, mover: Optimizer, batches: Batches) -> Progress:
+def _restore(checkpoint: Path, model: nn.Module, mover: Optimizer, batches: Prefetcher) -> Progress:
     state = load_state(checkpoint)
     if state is None:
         return Progress()

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 import bytekernels
+from bytekernels import AlignedBatch
 from bytekernels.ragged import IGNORE
 from models.core import run_packed
 from models.likelihood import next_token_targets, path_log_probs
-from training.data import Batch
 from training.parallel import Ranks
 from training.recipe import StageRecipe
 
@@ -50,7 +50,7 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
 
 
-Objective = Callable[[Context, Batch], Loss]
+Objective = Callable[[Context, AlignedBatch], Loss]
 
 
 def _loss(count: Tensor, **means: Tensor) -> Loss:
@@ -59,17 +59,17 @@ def _loss(count: Tensor, **means: Tensor) -> Loss:
     return Loss(total, count, {name: (value * count).detach() for name, value in means.items()})
 
 
-def token_embeddings(teacher: PreTrainedModel, batch: Batch) -> Tensor:
+def token_embeddings(teacher: PreTrainedModel, batch: AlignedBatch) -> Tensor:
     """The teacher's input embedding of every token: [M, d_core]."""
     return teacher.get_input_embeddings()(batch.token_ids)
 
 
-def teacher_hidden(teacher: PreTrainedModel, batch: Batch) -> Tensor:
+def teacher_hidden(teacher: PreTrainedModel, batch: AlignedBatch) -> Tensor:
     """The teacher's last hidden state at every token: [M, d_core]."""
     return run_packed(teacher.base_model, token_embeddings(teacher, batch), batch.token_cu)
 
 
-def boundary_targets(context: Context, batch: Batch) -> tuple[Tensor, Tensor]:
+def boundary_targets(context: Context, batch: AlignedBatch) -> tuple[Tensor, Tensor]:
     """Where the tokenizer's chunks end (or, for H-Net's router, start), and which of the router's answers are free.
 
     Returns:
@@ -89,7 +89,7 @@ def boundary_targets(context: Context, batch: Batch) -> tuple[Tensor, Tensor]:
     return starts, free
 
 
-def next_token(context: Context, batch: Batch) -> Loss:
+def next_token(context: Context, batch: AlignedBatch) -> Loss:
     """The teacher's own training: cross-entropy of the next token."""
     hidden = teacher_hidden(context.model, batch)
     targets = next_token_targets(batch.token_ids, batch.token_cu)
@@ -98,7 +98,7 @@ def next_token(context: Context, batch: Batch) -> Loss:
     return _loss((targets != IGNORE).sum(), cross_entropy=loss)
 
 
-def alignment(context: Context, batch: Batch) -> Loss:
+def alignment(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.1: mean squared error between the state at a token's end and the teacher's embedding of the token."""
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens))
@@ -107,7 +107,7 @@ def alignment(context: Context, batch: Batch) -> Loss:
     return _loss(_count(batch.token_ids), mse=F.mse_loss(ends.float(), wanted.float()))
 
 
-def distillation(context: Context, batch: Batch) -> Loss:
+def distillation(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.2: KL to the teacher's next-token distribution at each token end, and the alignment kept beside it."""
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
     routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
@@ -120,7 +120,7 @@ def distillation(context: Context, batch: Batch) -> Loss:
     return _loss(_count(batch.token_ids), **means)
 
 
-def _token_kl(context: Context, batch: Batch, hidden: Tensor, direction: str) -> Tensor:
+def _token_kl(context: Context, batch: AlignedBatch, hidden: Tensor, direction: str) -> Tensor:
     with torch.no_grad():
         target = teacher_hidden(context.teacher, batch)
     head = context.teacher.get_output_embeddings().weight
@@ -128,7 +128,7 @@ def _token_kl(context: Context, batch: Batch, hidden: Tensor, direction: str) ->
     return bytekernels.linear_kl(hidden, student_head, target, head, direction=direction)
 
 
-def boundary(context: Context, batch: Batch) -> Loss:
+def boundary(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.3: binary cross-entropy between the router's probability and the tokenizer's ends."""
     with torch.no_grad():
         h = context.model.encoder(batch.ids, batch.cu_seqlens)
@@ -136,7 +136,7 @@ def boundary(context: Context, batch: Batch) -> Loss:
     return _loss(_count(batch.ids), boundary=_boundary_loss(context, batch, prob))
 
 
-def _boundary_loss(context: Context, batch: Batch, prob: Tensor) -> Tensor:
+def _boundary_loss(context: Context, batch: AlignedBatch, prob: Tensor) -> Tensor:
     targets, free = boundary_targets(context, batch)
     with torch.autocast(prob.device.type, enabled=False):
         losses = F.binary_cross_entropy(prob.float().clamp(1e-6, 1 - 1e-6), targets.float(), reduction="none")
@@ -144,17 +144,17 @@ def _boundary_loss(context: Context, batch: Batch, prob: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
 
 
-def next_byte(context: Context, batch: Batch) -> Loss:
+def next_byte(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 2.1: cross-entropy of the next byte, jointly with whether one of the router's chunks ends on it."""
     return _next_byte(context, batch, boundary_weight=0.0, distill_weight=0.0)
 
 
-def end_to_end(context: Context, batch: Batch) -> Loss:
+def end_to_end(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 2.2: stage 2.1's cross-entropy, the router's loss, and as an option the distillation of stage 1.2."""
     return _next_byte(context, batch, context.recipe.boundary_weight, context.recipe.distill_weight)
 
 
-def _next_byte(context: Context, batch: Batch, boundary_weight: float, distill_weight: float) -> Loss:
+def _next_byte(context: Context, batch: AlignedBatch, boundary_weight: float, distill_weight: float) -> Loss:
     model = context.model
     output = model(batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
@@ -185,12 +185,12 @@ class Measure(NamedTuple):
         finish: the metrics of the added vectors.
     """
 
-    sums: Callable[[Context, Batch], Tensor]
+    sums: Callable[[Context, AlignedBatch], Tensor]
     finish: Callable[[Sequence[float]], dict[str, float]]
 
 
 @torch.no_grad()
-def measure(kind: Measure, context: Context, batches: Sequence[Batch], ranks: Ranks) -> dict[str, float]:
+def measure(kind: Measure, context: Context, batches: Sequence[AlignedBatch], ranks: Ranks) -> dict[str, float]:
     """Read a metric over held-out batches, shared out over the ranks."""
     mode = context.model.training
     context.model.eval()
@@ -202,7 +202,7 @@ def measure(kind: Measure, context: Context, batches: Sequence[Batch], ranks: Ra
     return kind.finish(total.tolist())
 
 
-def _alignment_sums(context: Context, batch: Batch) -> Tensor:
+def _alignment_sums(context: Context, batch: AlignedBatch) -> Tensor:
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens)).double()
     wanted = token_embeddings(context.teacher, batch).double()
@@ -211,12 +211,12 @@ def _alignment_sums(context: Context, batch: Batch) -> Tensor:
     return torch.stack([squared, cosine, squared.new_tensor(len(ends))])
 
 
-def _kl_sums(context: Context, batch: Batch) -> Tensor:
+def _kl_sums(context: Context, batch: AlignedBatch) -> Tensor:
     loss = distillation(context, batch)
     return torch.stack([loss.parts["kl"].double(), loss.count.double()])
 
 
-def _boundary_sums(context: Context, batch: Batch) -> Tensor:
+def _boundary_sums(context: Context, batch: AlignedBatch) -> Tensor:
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
     found = context.model.router(h, batch.ids, batch.cu_seqlens).boundary
     targets, free = boundary_targets(context, batch)
@@ -233,7 +233,7 @@ def _finish_boundary(sums: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _next_byte_sums(context: Context, batch: Batch) -> Tensor:
+def _next_byte_sums(context: Context, batch: AlignedBatch) -> Tensor:
     output = context.model(batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
     losses = F.cross_entropy(output.logits.double(), targets, ignore_index=IGNORE, reduction="sum")
@@ -244,7 +244,7 @@ def _next_byte_sums(context: Context, batch: Batch) -> Tensor:
     return torch.stack([losses, log_prob, (targets != IGNORE).sum().double()])
 
 
-def _next_token_sums(context: Context, batch: Batch) -> Tensor:
+def _next_token_sums(context: Context, batch: AlignedBatch) -> Tensor:
     loss = next_token(context, batch)
     num_bytes = loss.count.new_tensor(batch.ids.shape[0] - (batch.cu_seqlens.shape[0] - 1))
     return torch.stack([loss.total.double(), loss.count.double(), num_bytes.double()])

@@ -105,7 +105,7 @@ def _plot(folder: Path) -> None:
     curves = []
     for stage in sorted((folder / "tensorboard").glob("*")):
         events = EventAccumulator(str(stage)).Reload()
-        tags = [t for t in events.Tags()["scalars"] if t not in ("lr", "grad_norm", "bytes_per_second")]
+        tags = [t for t in events.Tags()["scalars"] if t not in ("lr", "grad_norm", "bytes_per_second", "data_wait")]
         curves.append((stage.name, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}))
     if not curves:
         return

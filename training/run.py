@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from bytekernels import AlignedBatch
 from models import ByteLM, ByteLMConfig, Score, score, token_score
 from models.byte_lm import core_settings
 from models.core import use_packed
 from training import loop
 from training.checkpoint import read_summary, write_folder
-from training.data import Batch, Batches, held_out_batches
+from training.data import Batches, held_out_batches
 from training.errors import UserError
 from training.objectives import Context, measure, token_embeddings
 from training.parallel import Ranks
@@ -86,16 +87,16 @@ class Run:
         return load_teacher(folder)[0]
 
     @cached_property
-    def measure_batches(self) -> list[Batch]:
+    def measure_batches(self) -> list[AlignedBatch]:
         """The held-out rows that a stage's own metrics are read on."""
         return self._held_out(self.recipe.data.measure_bytes)
 
     @cached_property
-    def score_batches(self) -> list[Batch]:
+    def score_batches(self) -> list[AlignedBatch]:
         """The held-out rows that bits per byte are read on."""
         return self._held_out(self.recipe.data.score_bytes)
 
-    def _held_out(self, limit_bytes: int) -> list[Batch]:
+    def _held_out(self, limit_bytes: int) -> list[AlignedBatch]:
         data = self.recipe.data
         return held_out_batches(self.corpus, window=data.window, batch_bytes=data.batch_bytes, limit_bytes=limit_bytes)
 
@@ -199,6 +200,7 @@ class Run:
             "steps": progress.step,
             "bytes": progress.bytes,
             "seconds": round(progress.seconds, 1),
+            "data_wait": round(progress.data_wait, 4),
             "before": before,
             "after": self._measure(stage, context),
         }
@@ -246,7 +248,7 @@ class Run:
         """The teacher's log-likelihood of the held-out rows, along its own tokenization."""
         head = self.teacher.get_output_embeddings().weight
 
-        def of_batch(batch: Batch) -> Score:
+        def of_batch(batch: AlignedBatch) -> Score:
             num_bytes = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long() - 1
             embeddings = token_embeddings(self.teacher, batch)
             return token_score(self.teacher.base_model, head, embeddings, batch.token_ids, batch.token_cu, num_bytes)
@@ -259,7 +261,7 @@ class Run:
             return None
         return self._score(lambda batch: score(model, batch.ids, batch.cu_seqlens))
 
-    def _score(self, of_batch: Callable[[Batch], Score]) -> Score:
+    def _score(self, of_batch: Callable[[AlignedBatch], Score]) -> Score:
         with self.precision():
             scores = [of_batch(batch.to(self.ranks.device)) for batch in self.score_batches]
         return Score(*(torch.cat(parts).cpu() for parts in zip(*scores, strict=True)))

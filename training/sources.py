@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from training.checkpoint import read_summary, write_folder
-from training.data import Corpus, prepare
+from training.corpus import Corpus, prepare
 from training.parallel import Ranks
 from training.recipe import Recipe
 from training.teacher import train_tokenizer

@@ -1,12 +1,14 @@
 """A small corpus, teacher and recipe that the training tests share."""
 
 import random
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from models.core import use_packed
-from training.data import Corpus, prepare
+from training.corpus import Corpus, Split, prepare
 from training.teacher import small_llama, train_tokenizer
 from training.text import Document
 
@@ -46,6 +48,35 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def corpus(tokenizer, tmp_path_factory) -> Corpus:
     return prepare(documents(), tokenizer, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def mixed_documents() -> list[Document]:
+    """Documents of several scripts and of 1 byte and more."""
+    rng = np.random.default_rng(0)
+    words = ["the", "kernel", "byte", "日本語", "👍🏽", "naïve", "returns", "\r\n", "x = 1"]
+    texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(200)]
+    return [Document(f"file-{i}", text.encode()) for i, text in enumerate(["x", *texts[1:]])]
+
+
+@pytest.fixture(scope="session")
+def mixed_tokenizer(mixed_documents):
+    return train_tokenizer(mixed_documents, vocab_size=300)
+
+
+@pytest.fixture(scope="session")
+def mixed_corpus(mixed_documents, mixed_tokenizer, tmp_path_factory) -> Corpus:
+    return prepare(mixed_documents, mixed_tokenizer, tmp_path_factory.mktemp("mixed"))
+
+
+def texts_of(split: Split) -> list[bytes]:
+    return [split.text[a:b].tobytes() for a, b in pairwise(split.doc_offsets)]
+
+
+def assert_same_batch(found, expected) -> None:
+    for name, one, other in zip(expected._fields, found, expected, strict=True):
+        assert (one is None) == (other is None), name
+        assert one is None or torch.equal(one.cpu(), other.cpu()), name
 
 
 @pytest.fixture

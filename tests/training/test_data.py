@@ -1,4 +1,4 @@
-"""A prepared corpus gives back its documents; batches are exact, disjoint between ranks, and resumable."""
+"""Windows are cut at token ends; batches are exact, disjoint between ranks, and resumable."""
 
 import json
 from itertools import pairwise
@@ -9,158 +9,36 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytekernels import BOS, EOS
+from bytekernels import BOS, EOS, AlignedBatch
+from tests.training.conftest import assert_same_batch, texts_of
 from training import data
 from training.alignment import TokenBytes
-from training.data import Batches, Corpus, Split, cut_windows, held_out_batches, prepare
-from training.errors import UserError
-from training.teacher import train_tokenizer
-from training.text import Document, Skipped, is_held_out
+from training.corpus import Split
+from training.data import Batches, cut_windows, held_out_batches
 
 WINDOW = 48
 
 
-def make_documents(n: int = 200) -> list[Document]:
-    rng = np.random.default_rng(0)
-    words = ["the", "kernel", "byte", "日本語", "👍🏽", "naïve", "returns", "\r\n", "x = 1"]
-    texts = [" ".join(rng.choice(words, rng.integers(1, 60))) for _ in range(n)]
-    return [Document(f"file-{i}", text.encode()) for i, text in enumerate(["x", *texts[1:]])]
+@pytest.fixture
+def corpus(mixed_corpus):
+    return mixed_corpus
 
 
 @pytest.fixture(scope="module")
-def documents():
-    return make_documents()
+def tokens(mixed_tokenizer):
+    return TokenBytes(mixed_tokenizer)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(documents):
-    return train_tokenizer(documents, vocab_size=300)
-
-
-@pytest.fixture(scope="module")
-def tokens(tokenizer):
-    return TokenBytes(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def corpus(documents, tokenizer, tmp_path_factory):
-    return prepare(documents, tokenizer, tmp_path_factory.mktemp("corpus"))
-
-
-def texts_of(split: Split) -> list[bytes]:
-    return [split.text[a:b].tobytes() for a, b in pairwise(split.doc_offsets)]
-
-
-def rows_of(batch: data.Batch) -> list[bytes]:
+def rows_of(batch: AlignedBatch) -> list[bytes]:
     """Text of each window, without BOS."""
     return [bytes(batch.ids[a + 1 : b].tolist()) for a, b in pairwise(batch.cu_seqlens.tolist())]
 
 
-def one_epoch(batches: Batches) -> list[data.Batch]:
+def one_epoch(batches: Batches) -> list[AlignedBatch]:
     epoch, found = batches.epoch, []
     while batches.epoch == epoch:
         found.append(next(batches))
     return found
-
-
-def same(a: data.Batch, b: data.Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
-
-
-# ------------------------------------------------------------------------------------------------------ corpus
-
-
-def test_a_corpus_holds_the_documents(corpus, documents, tokens):
-    expected = {side: sorted(d.text for d in documents if is_held_out(d.source) is side) for side in (False, True)}
-    assert expected[True]
-    assert sorted(texts_of(corpus.train)) == expected[False]
-    assert sorted(texts_of(corpus.held_out)) == expected[True]
-    for split in (corpus.train, corpus.held_out):
-        assert tokens.join(split.token_ids).tobytes() == split.text.tobytes()
-        assert np.array_equal(split.token_lengths, tokens.sizes[split.token_ids])
-        ends = np.concatenate([[0], np.cumsum(split.token_lengths, dtype=np.int64)])
-        assert np.array_equal(ends[split.token_offsets], split.doc_offsets)
-
-
-def test_the_manifest_tells_what_is_there(corpus, documents, tokens):
-    manifest = corpus.manifest
-    assert manifest["train"]["documents"] + manifest["held_out"]["documents"] == len(documents)
-    assert manifest["train"]["bytes"] == len(corpus.train.text)
-    assert manifest["train"]["tokens"] == len(corpus.train.token_ids)
-    assert manifest["tokenizer"] == tokens.fingerprint
-    assert manifest["skipped"] == {}
-    assert (corpus.bos_id, corpus.eos_id) == (tokens.bos_id, tokens.eos_id)
-
-
-def test_preparing_does_not_depend_on_how_it_is_chunked(corpus, documents, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ENCODE_BYTES", 100)
-    again = prepare(documents, tokenizer, tmp_path)
-    assert again.manifest == corpus.manifest
-    assert np.array_equal(again.train.token_ids, corpus.train.token_ids)
-
-
-def test_what_cannot_be_aligned_is_counted(documents, tokenizer, tmp_path, monkeypatch):
-    encode = TokenBytes.encode
-
-    def refuse_no(self, texts):
-        return [None if text == "no" else found for text, found in zip(texts, encode(self, texts), strict=True)]
-
-    monkeypatch.setattr(TokenBytes, "encode", refuse_no)
-    skipped = Skipped()
-    extra = [Document("inexact", b"no"), Document("empty", b"")]
-    corpus = prepare([*documents, *extra], tokenizer, tmp_path, skipped=skipped)
-    assert skipped.counts == {"token ends not exact": 1, "no text": 1}
-    assert corpus.manifest["skipped"]["token ends not exact"] == {"count": 1, "first": ["inexact"]}
-    assert corpus.train.documents + corpus.held_out.documents == len(documents)
-
-
-def test_limit_bytes(documents, tokenizer, tmp_path):
-    corpus = prepare(documents, tokenizer, tmp_path, limit_bytes=2000)
-    assert 1000 < len(corpus.train.text) + len(corpus.held_out.text) <= 2000
-
-
-def test_a_few_documents_still_give_a_held_out_one(tokenizer, tmp_path):
-    few = [Document(name, name.encode()) for name in ("a", "b", "c")]
-    assert not any(is_held_out(d.source) for d in few)
-    corpus = prepare(few, tokenizer, tmp_path / "one")
-    assert (corpus.train.documents, corpus.held_out.documents) == (2, 1)
-    backwards = prepare(few[::-1], tokenizer, tmp_path / "two")
-    assert texts_of(backwards.held_out) == texts_of(corpus.held_out)
-    with pytest.raises(UserError, match=r"1 usable documents .* give more"):
-        prepare(few[:1], tokenizer, tmp_path / "three")
-
-
-def test_a_folder_without_a_manifest_is_no_corpus(documents, tokenizer, tmp_path):
-    def interrupted():
-        yield from documents
-        raise KeyboardInterrupt
-
-    prepare(documents, tokenizer, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(interrupted(), tokenizer, tmp_path)
-    with pytest.raises(UserError, match="holds no prepared corpus"):
-        Corpus.open(tmp_path)
-    prepare(documents, tokenizer, tmp_path)
-    assert Corpus.open(tmp_path).train.documents
-
-
-def test_preparing_again_leaves_a_mapped_corpus_alone(documents, tokenizer, tmp_path):
-    corpus = prepare(documents, tokenizer, tmp_path)
-    before = corpus.train.text.tobytes()
-    prepare(documents[::2], tokenizer, tmp_path)
-    assert corpus.train.text.tobytes() == before
-
-
-def test_a_damaged_corpus_is_refused(documents, tokenizer, tmp_path):
-    prepare(documents, tokenizer, tmp_path)
-    path = tmp_path / "train" / "token_ids.bin"
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"token_ids\.bin is not the file"):
-        Corpus.open(tmp_path)
-    manifest = tmp_path / data.MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
-    with pytest.raises(UserError, match="format 0"):
-        Corpus.open(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ windows
@@ -239,6 +117,44 @@ def test_a_batch_is_consistent(corpus, tokens, eos):
                 assert piece == (bytes([EOS]) if token == tokens.eos_id else tokens[token])
 
 
+def build_one_by_one(corpus, split, windows, chosen: list[int], eos: bool) -> dict[str, list[int]]:
+    """A batch's fields, made window by window and token by token."""
+    fields = {"ids": [], "cu_seqlens": [0], "token_end": [], "token_ids": [], "token_cu": [0]}
+    for window in chosen:
+        fields["ids"].append(BOS)
+        fields["token_end"].append(True)
+        fields["token_ids"].append(corpus.bos_id)
+        at = int(windows.first_byte[window])
+        for token in range(windows.first_token[window], windows.first_token[window] + windows.tokens[window]):
+            size = int(split.token_lengths[token])
+            fields["ids"] += split.text[at : at + size].tolist()
+            fields["token_end"] += [False] * (size - 1) + [True]
+            fields["token_ids"].append(int(split.token_ids[token]))
+            at += size
+        assert at == windows.first_byte[window] + windows.bytes[window]
+        if eos and windows.last[window]:
+            fields["ids"].append(EOS)
+            fields["token_end"].append(True)
+            fields["token_ids"].append(corpus.eos_id)
+        fields["cu_seqlens"].append(len(fields["ids"]))
+        fields["token_cu"].append(len(fields["token_ids"]))
+    return fields
+
+
+@pytest.mark.parametrize("eos", [True, False])
+@pytest.mark.parametrize("side", ["train", "held_out"])
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_a_batch_is_that_built_one_by_one(corpus, eos, side, threads):
+    split = getattr(corpus, side)
+    windows = cut_windows(split, WINDOW - 2)
+    order = np.random.default_rng(1).permutation(len(windows))
+    for chosen in (order, order[:1], order[:0]):
+        batch = data._build_batch(corpus, split, windows, chosen, eos, threads=threads)
+        expected = build_one_by_one(corpus, split, windows, chosen.tolist(), eos)
+        assert batch.targets is None
+        assert {name: getattr(batch, name).tolist() for name in expected} == expected
+
+
 def test_an_epoch_is_the_documents(corpus):
     batches = Batches(corpus, window=WINDOW, batch_bytes=200, seed=0)
     rows = [row for batch in one_epoch(batches) for row in rows_of(batch)]
@@ -257,9 +173,10 @@ def test_epochs_and_seeds_differ_and_repeat(corpus):
     first, second = (Batches(corpus, window=WINDOW, batch_bytes=200, seed=3) for _ in range(2))
     other = Batches(corpus, window=WINDOW, batch_bytes=200, seed=4)
     epoch = one_epoch(first)
-    assert all(same(a, b) for a, b in zip(epoch, one_epoch(second), strict=True))
-    assert not same(epoch[0], next(first))
-    assert not same(epoch[0], next(other))
+    for found, expected in zip(one_epoch(second), epoch, strict=True):
+        assert_same_batch(found, expected)
+    assert rows_of(epoch[0]) != rows_of(next(first))
+    assert rows_of(epoch[0]) != rows_of(next(other))
 
 
 def test_ranks_share_nothing_and_lose_nothing(corpus):
@@ -268,7 +185,7 @@ def test_ranks_share_nothing_and_lose_nothing(corpus):
     epoch = len(one_epoch(Batches(corpus, window=WINDOW, batch_bytes=200, seed=0)))
     for _ in range(epoch + 1):  # past two epochs
         for rank in ranks:
-            assert same(next(alone), next(rank))
+            assert_same_batch(next(rank), next(alone))
         assert alone.state_dict() == ranks[0].state_dict() == ranks[1].state_dict()
 
 
@@ -282,7 +199,8 @@ def test_resuming_continues_exactly(corpus):
     resumed = Batches(corpus, window=WINDOW, batch_bytes=200, seed=5, rank=1, world_size=2)
     resumed.load_state_dict(state)
     assert resumed.epoch == 1
-    assert all(same(a, next(resumed)) for a in expected)
+    for batch in expected:
+        assert_same_batch(next(resumed), batch)
 
 
 def test_resuming_something_else_is_refused(corpus):
@@ -305,7 +223,8 @@ def test_wrong_sizes_are_refused(corpus):
 def test_held_out_batches(corpus):
     batches = held_out_batches(corpus, window=WINDOW, batch_bytes=100, limit_bytes=10**9)
     again = held_out_batches(corpus, window=WINDOW, batch_bytes=100, limit_bytes=10**9)
-    assert all(same(a, b) for a, b in zip(batches, again, strict=True))
+    for one, other in zip(again, batches, strict=True):
+        assert_same_batch(one, other)
     rows = [row for batch in batches for row in rows_of(batch)]
     assert sum(len(row) for row in rows) == len(corpus.held_out.text)
     assert not any(EOS in row for row in rows)
@@ -318,4 +237,4 @@ def test_held_out_batches(corpus):
 
 def test_a_batch_moves_to_a_device(corpus):
     batch = next(Batches(corpus, window=WINDOW, batch_bytes=200, seed=0)).to("meta")
-    assert all(tensor.is_meta for tensor in vars(batch).values())
+    assert all(tensor.is_meta for tensor in batch if tensor is not None)

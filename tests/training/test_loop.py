@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from tests.training.conftest import documents
 from training import loop
 from training.checkpoint import load_state, read_summary, save_state, write_folder
+from training.corpus import prepare
 from training.data import Batches
 from training.errors import UserError
 from training.objectives import Context, next_token
@@ -52,7 +54,7 @@ def test_decay_falls_on_matrices_only():
         make_optimizer(model.named_parameters(), OptimizerRecipe(), dataclasses.replace(stage, lr_scale={"cores": 1}))
 
 
-def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, batch_bytes=512, model=None, every=0.0):
+def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, batch_bytes=512, model=None, every=0.0, log=None):
     torch.manual_seed(0)
     if model is None:
         sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
@@ -72,6 +74,7 @@ def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, batch_bytes=51
         precision=contextlib.nullcontext(),
         checkpoint=folder,
         checkpoint_seconds=every,
+        log=log,
     )
     return model, progress
 
@@ -80,24 +83,84 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_resumes_with_the_same_bits(tokenizer, corpus, tmp_path, monkeypatch):
-    whole, progress = run(tokenizer, corpus, tmp_path / "whole")
+class Unprefetched:
+    """What the loop asks of a Prefetcher, without a thread: each batch is built when it is asked for."""
+
+    def __init__(self, batches, device):
+        self.batches = batches
+        self.state_dict, self.load_state_dict = batches.state_dict, batches.load_state_dict
+
+    def __next__(self):
+        return next(self.batches)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    @property
+    def round_bytes(self):
+        return self.batches.round_bytes
+
+    def waiting(self):
+        return 0.0
+
+
+def prefetching_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_killed_run_resumes_with_the_same_bits(tokenizer, corpus, tmp_path, monkeypatch, accumulation):
+    """With batches in flight where it was killed; and it is the run that prefetches nothing."""
+    options = dict(accumulation=accumulation, total=6000 * accumulation)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Prefetcher", Unprefetched)
+        whole, progress = run(tokenizer, corpus, tmp_path / "whole", **options)
     save, saves = loop._save, []
 
     def save_then_die(*arguments):
         save(*arguments)
         saves.append(1)
         if len(saves) == 4:
+            assert prefetching_threads()
             raise Killed
 
     monkeypatch.setattr(loop, "_save", save_then_die)
     with pytest.raises(Killed):
-        run(tokenizer, corpus, tmp_path / "killed")
+        run(tokenizer, corpus, tmp_path / "killed", **options)
+    assert not prefetching_threads()
     monkeypatch.undo()
-    resumed, again = run(tokenizer, corpus, tmp_path / "killed")
-    assert 4 < again.step == progress.step and again.bytes == progress.bytes >= 6000
+    resumed, again = run(tokenizer, corpus, tmp_path / "killed", **options)
+    assert not prefetching_threads()
+    assert 4 < again.step == progress.step and again.bytes == progress.bytes >= 6000 * accumulation
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class Scalars:
+    def __init__(self):
+        self.values = {}
+
+    def add_scalar(self, tag, value, step):
+        self.values.setdefault(tag, {})[step] = value
+
+    def close(self):
+        pass
+
+
+def test_the_wait_for_data_is_logged_and_kept(tokenizer, corpus, tmp_path, monkeypatch):
+    scalars = Scalars()
+    _, progress = run(tokenizer, corpus, tmp_path / "a", log=lambda step: scalars)
+    assert 0 < progress.waited < progress.seconds
+    assert progress.data_wait == progress.waited / progress.seconds
+    shares = scalars.values["data_wait"]
+    assert len(shares) == progress.step and shares[progress.step] == progress.data_wait
+    _, again = run(tokenizer, corpus, tmp_path / "a", total=1)  # nothing left to do: as the checkpoint has it
+    assert again == progress
+    assert dataclasses.replace(progress, waited=2 * progress.seconds).data_wait == 1
+    assert loop.Progress().data_wait == 0
 
 
 def test_training_learns(tokenizer, corpus, tmp_path):
@@ -143,8 +206,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tokenizer, corpus, tmp_path):
 
 def test_a_checkpoint_of_other_data_is_refused(tokenizer, corpus, tmp_path):
     run(tokenizer, corpus, tmp_path / "c", total=1000)
-    from training.data import prepare
-
     other = prepare(documents(seed=5), tokenizer, tmp_path / "other")
     with pytest.raises(UserError, match="does not fit this run: cannot resume batches"):
         run(tokenizer, other, tmp_path / "c", total=2000)
