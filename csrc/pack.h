@@ -1,4 +1,5 @@
-// pack: packed batches from documents and padded rows, and back; targets and token ends. Kernels in cpu/pack.cpp.
+// pack: packed batches from documents and padded rows, and back; targets, token ends, and where rows lie. Each op has a
+// file in cpu/, and one in cuda/ (there on a grid of threads: cuda/launch.h).
 //
 // Arrays are contiguous and of the sizes given; offsets are well formed (ragged.h): bind/pack.cpp checks both.
 #pragma once
@@ -8,9 +9,6 @@
 #include "ragged.h"
 
 namespace bytekernels {
-
-constexpr int64_t kIgnore = -100;  // a target that no loss counts
-constexpr int kNoBos = -1;
 
 // ids[cu[s] ..] = bos (unless kNoBos), then documents[s], whose lengths the offsets were made from.
 void pack_documents(const uint8_t* const* documents, int bos, const int32_t* cu, int64_t sequences, uint8_t* ids,
@@ -29,6 +27,9 @@ void pack_padded(const uint8_t* padded, const int32_t* cu, int64_t sequences, in
 // targets[t] = ids[t + 1], + 256 where boundary[t + 1]; kIgnore on each sequence's last row. `boundary` may be null.
 void next_byte_targets(const uint8_t* ids, const uint8_t* boundary, const int32_t* cu, int64_t sequences, int64_t total,
                        int64_t* targets, int threads);
+
+// sequence[t] = s and position[t] = t - cu[s], where row t is of sequence s.
+void row_index(const int32_t* cu, int64_t sequences, int32_t* sequence, int32_t* position, int threads);
 
 // What is wrong with the tokens of one sequence.
 struct TokenFault {

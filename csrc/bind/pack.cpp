@@ -8,8 +8,7 @@
 
 #include "bindings.h"
 
-namespace bytekernels {
-namespace {
+namespace bytekernels::pack_bindings {
 
 // The memory of a list's documents, held until this is gone: nothing can free or resize it meanwhile.
 class Documents {
@@ -121,6 +120,40 @@ void pack_rows_into(const Array& padded, int64_t length, int bos, const Array& c
   pack_documents(sources.data(), bos, checked.cu, checked.sequences, out, threads);
 }
 
+void pack_flat_into(const Array& flat, const Array& flat_cu, int bos, const Array& cu_seqlens, const Array& ids,
+                    int threads) {
+  check_bos(bos);
+  const int64_t bytes = elements(flat, 1, "flat");
+  const int64_t total = elements(ids, 1, "ids");
+  const Offsets documents = offsets(flat_cu, bytes, "flat_cu");
+  const Offsets packed = offsets(cu_seqlens, total);
+  if (packed.sequences != documents.sequences) {
+    refuse("cu_seqlens cuts ", packed.sequences, " sequences, flat_cu ", documents.sequences);
+  }
+  const auto* data = pointer<const uint8_t>(flat, bytes, "flat");
+  const int64_t shift = bos == kNoBos ? 0 : 1;
+  std::vector<const uint8_t*> sources(packed.sequences);
+  for (int64_t s = 0; s < packed.sequences; ++s) {
+    if (packed.cu[s + 1] != documents.cu[s + 1] + (s + 1) * shift) {
+      refuse("cu_seqlens must be ", documents.cu[s + 1] + (s + 1) * shift, " at index ", s + 1, ", got ",
+             packed.cu[s + 1]);
+    }
+    sources[s] = data + documents.cu[s];
+  }
+  auto* out = pointer<uint8_t>(ids, total, "ids");
+  py::gil_scoped_release release;
+  pack_documents(sources.data(), bos, packed.cu, packed.sequences, out, threads);
+}
+
+void row_index_into(const Array& cu_seqlens, const Array& sequence, const Array& position, int threads) {
+  const int64_t total = elements(sequence, sizeof(int32_t), "sequence");
+  const Offsets checked = offsets(cu_seqlens, total);
+  auto* sequence_out = pointer<int32_t>(sequence, total, "sequence");
+  auto* position_out = pointer<int32_t>(position, total, "position");
+  py::gil_scoped_release release;
+  row_index(checked.cu, checked.sequences, sequence_out, position_out, threads);
+}
+
 void unpack_into(const Array& values, const Array& cu_seqlens, const Array& pad, int64_t row_bytes, int64_t total,
                  int64_t length, const Array& padded, int threads) {
   const Offsets checked = offsets(cu_seqlens, total);
@@ -187,17 +220,15 @@ void token_end_mask_into(const Array& token_lengths, const Array& token_cu, cons
   }
 }
 
-}  // namespace
-}  // namespace bytekernels
-
 BYTEKERNELS_BIND(m) {
-  using namespace bytekernels;
   using namespace pybind11::literals;
 
   m.def("document_offsets", &document_offsets, "sequences"_a, "bos"_a, "cu_seqlens"_a,
         "Writes the offsets of the documents, one byte longer each unless bos is -1, and returns their total.");
   m.def("pack_documents", &pack_documents_into, "sequences"_a, "bos"_a, "cu_seqlens"_a, "ids"_a, "threads"_a);
   m.def("pack_rows", &pack_rows_into, "padded"_a, "length"_a, "bos"_a, "cu_seqlens"_a, "ids"_a, "threads"_a);
+  m.def("pack_flat", &pack_flat_into, "flat"_a, "flat_cu"_a, "bos"_a, "cu_seqlens"_a, "ids"_a, "threads"_a);
+  m.def("row_index", &row_index_into, "cu_seqlens"_a, "sequence"_a, "position"_a, "threads"_a);
   m.def("unpack", &unpack_into, "values"_a, "cu_seqlens"_a, "pad"_a, "row_bytes"_a, "total"_a, "length"_a, "padded"_a,
         "threads"_a);
   m.def("pack_padded", &pack_padded_into, "padded"_a, "cu_seqlens"_a, "row_bytes"_a, "total"_a, "length"_a, "values"_a,
@@ -206,3 +237,5 @@ BYTEKERNELS_BIND(m) {
   m.def("token_end_mask", &token_end_mask_into, "token_lengths"_a, "token_cu"_a, "cu_seqlens"_a, "bos"_a, "mask"_a,
         "threads"_a);
 }
+
+}  // namespace bytekernels::pack_bindings

@@ -1,0 +1,9 @@
+#include "cuda/row_index.h"
+
+#include "cuda/launch.cuh"
+
+namespace bytekernels {
+
+template void launch(const RowIndexKernel&, const Grid&, const Where&);
+
+}  // namespace bytekernels

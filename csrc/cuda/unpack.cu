@@ -1,0 +1,9 @@
+#include "cuda/unpack.h"
+
+#include "cuda/launch.cuh"
+
+namespace bytekernels {
+
+template void launch(const UnpackKernel&, const Grid&, const Where&);
+
+}  // namespace bytekernels
