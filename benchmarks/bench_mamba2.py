@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import command, mamba_peers, shapes
 from benchmarks.harness import Case
-from benchmarks.report import Report, aligned
+from benchmarks.report import advantages
 from bytekernels.mixer import roofline as mixer_roofline
 from bytekernels.roofline import Work
 from bytekernels.ssd import roofline as ssd_roofline
@@ -165,21 +165,6 @@ class _Batch:
         """The bias whose softplus is log-uniform in [1e-3, 1e-1]."""
         step = 10 ** self._uniform(-3.0, -1.0)
         return step + torch.log(-torch.expm1(-step))
-
-
-def advantages(report: Report) -> str:
-    """How many times as fast as each other provider ours is."""
-    medians = {(row["op"], row["pass"], row["provider"]): row["median_ms"] for row in report.rows}
-    others = list(dict.fromkeys(name for _, _, name in medians if name != "bytekernels"))
-    cells = [["op", "pass", *(f"over {name}" for name in others)]]
-    for op, which, provider in medians:
-        if provider == "bytekernels":
-            ours = medians[op, which, provider]
-            theirs = (medians.get((op, which, name)) for name in others)
-            cells.append([op, which, *("" if time is None else f"{time / ours:.2f}x" for time in theirs)])
-    if len(cells) == 1 or not others:
-        return ""
-    return "\n".join(["bytekernels is faster by", *aligned(cells, left=2)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Benchmark:
         providers: by name, of (names, device).
         paragraph: printed below the table; empty for none.
         arithmetic: whether the roofline counts FLOPs besides traffic.
+        dtypes: that --dtype offers; the default is float32 on the CPU, bfloat16 on a GPU, or else the first.
     """
 
     prog: str
@@ -49,6 +50,7 @@ class Benchmark:
     not_quick: Sequence[str] = ()
     paragraph: Callable[[Report], str] = lambda report: ""
     arithmetic: bool = False
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: DTYPES)
 
 
 def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
@@ -66,17 +68,18 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
             shape = parse_shape(options.shape, shape)
         except argparse.ArgumentTypeError as error:
             flags.error(f"argument --shape: {error}")
-    dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    usual = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = options.dtype or (usual if usual in benchmark.dtypes else next(iter(benchmark.dtypes)))
     absent = {*benchmark.on_request, *(benchmark.not_quick if options.quick else ())}
     names = options.provider or [name for name in benchmark.provider_names if name not in absent]
     print(f"{shape} in {dtype} on {device}", flush=True)
     report = harness.run(
-        benchmark.cases(options.op, shape, DTYPES[dtype], device),
+        benchmark.cases(options.op, shape, benchmark.dtypes[dtype], device),
         benchmark.providers(names, device),
         options.passes,
         device,
         harness.QUICK if options.quick else harness.Budget(),
-        arithmetic=DTYPES[dtype] if benchmark.arithmetic else None,
+        arithmetic=benchmark.dtypes[dtype] if benchmark.arithmetic else None,
     )
     return _publish(report, options, benchmark.paragraph(report))
 
@@ -86,7 +89,8 @@ def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog=benchmark.prog, description=benchmark.description, allow_abbrev=False)
     add = flags.add_argument
     add("--device", type=_device, default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
+    usual = "float32 on the CPU, bfloat16 on a GPU" if benchmark.dtypes == DTYPES else next(iter(benchmark.dtypes))
+    add("--dtype", choices=benchmark.dtypes, help=f"default: {usual}")
     add("--op", nargs="+", choices=benchmark.ops, default=list(benchmark.ops), help="default: all")
     add("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES), help="default: all that the op has")
     slow = f" (and {', '.join(benchmark.not_quick)}, with --quick)" if benchmark.not_quick else ""

@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in one command: the install, the GPU tests, every benchmark with its peers, one summary.
+"""Everything that wants a GPU, in one command: install, GPU tests, sanitizers, benchmarks with their peers, a summary.
 
 ``python benchmarks/gpu_pass.py --out DIR``; ``--dry-run`` lists the steps and runs the benchmarks small, on the CPU.
 """
@@ -7,12 +7,13 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works without an install
@@ -23,6 +24,8 @@ from benchmarks import machine
 from benchmarks.report import Report, aligned, table
 
 ROOT = Path(__file__).resolve().parents[1]
+SANITIZED = "tests/bytekernels/pack"  # the kernels in CUDA C++
+CHECKS = ("memcheck", "racecheck")  # tools of compute-sanitizer
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,53 @@ class Step:
         name: of its log.
         command: run in the checkout; its exit status says whether it passed.
         report: the JSON file that it writes, for the summary.
+        environment: variables besides the pass's own.
+        lacking: why it can't run here, where it can't.
     """
 
     name: str
     command: list[str]
     report: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    lacking: str | None = None
+
+    def __str__(self) -> str:
+        variables = (f"{name}={value}" for name, value in self.environment.items())
+        return " ".join([*variables, *self.command])
 
 
 def steps(out: Path, *, quick_on_cpu: bool = False) -> list[Step]:
-    """The GPU tests and the benchmarks; with ``quick_on_cpu`` the benchmarks alone, as a CPU can run them."""
+    """The GPU tests, the sanitizers and the benchmarks; with ``quick_on_cpu`` these alone, as a CPU can run them."""
     where = ["--device", "cpu", "--quick"] if quick_on_cpu else ["--device", "cuda"]
-    made = [] if quick_on_cpu else [Step("gpu_tests", [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests"])]
+    tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]
+    made = [] if quick_on_cpu else [Step("gpu_tests", [*tests, "tests"]), *sanitizers([*tests, SANITIZED])]
     for path in sorted(ROOT.glob("benchmarks/bench_*.py")):
         report = out / f"{path.stem}.json"
         files = ["--json", str(report), "--plot", str(out / f"{path.stem}.png")]
         made.append(Step(path.stem, [sys.executable, str(path.relative_to(ROOT)), *where, *files], report))
     return made
+
+
+def sanitizers(tests: list[str]) -> list[Step]:
+    """The tests under each of :data:`CHECKS`.
+
+    Torch's caching allocator hands out parts of large blocks, beyond whose ends memcheck would see nothing wrong, so
+    every tensor gets a block of its own.
+    """
+    where = ["PATH", "CUDA_HOME/bin", "/usr/local/cuda/bin"]
+    home = os.environ.get("CUDA_HOME")
+    folders = [os.environ.get("PATH", os.defpath), *([str(Path(home) / "bin")] if home else []), where[-1]]
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    lacking = None if program else f"compute-sanitizer is not in {', '.join(where)}: install the CUDA toolkit"
+    return [
+        Step(
+            check,
+            [program or "compute-sanitizer", "--error-exitcode", "1", "--tool", check, *tests],
+            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            lacking=lacking,
+        )
+        for check in CHECKS
+    ]
 
 
 def missing(*, gpu: bool) -> list[str]:
@@ -74,7 +108,13 @@ def run(step: Step, out: Path) -> bool:
         step.report.unlink(missing_ok=True)  # one that an earlier pass left must not pass for this one's
     with (out / f"{step.name}.log").open("w") as log:
         process = subprocess.Popen(
-            step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            step.command,
+            cwd=ROOT,
+            env={**os.environ, **step.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         assert process.stdout is not None
         for line in process.stdout:
@@ -108,7 +148,11 @@ def carry_out(out: Path, *, dry: bool) -> int:
     results = [("install", "FAILED" if lacking else "passed", time.perf_counter() - begin)]
     todo = steps(out, quick_on_cpu=dry)
     for step in todo:
-        print(f"\n=== {step.name}: {' '.join(step.command)}", flush=True)
+        print(f"\n=== {step.name}: {step}", flush=True)
+        if step.lacking is not None:
+            print(step.lacking, flush=True)
+            results.append((step.name, "not found", 0.0))
+            continue
         begin = time.perf_counter()
         passed = run(step, out)
         results.append((step.name, "passed" if passed else "FAILED", time.perf_counter() - begin))
@@ -134,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.dry_run:
         print("A machine with a GPU would check the install, then run:")
-        print(*(f"  {' '.join(step.command)}" for step in steps(out)), sep="\n")
+        print(*(f"  {step}" + (f"  ({step.lacking})" if step.lacking else "") for step in steps(out)), sep="\n")
         print("Here, of these, what a CPU can run:", flush=True)
         if options.out is None:
             with tempfile.TemporaryDirectory() as folder:

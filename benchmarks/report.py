@@ -48,6 +48,21 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def advantages(report: Report) -> str:
+    """How many times as fast as each other provider ours is."""
+    medians = {(row["op"], row["pass"], row["provider"]): row["median_ms"] for row in report.rows}
+    others = list(dict.fromkeys(name for _, _, name in medians if name != "bytekernels"))
+    cells = [["op", "pass", *(f"over {name}" for name in others)]]
+    for op, which, provider in medians:
+        if provider == "bytekernels":
+            ours = medians[op, which, provider]
+            theirs = (medians.get((op, which, name)) for name in others)
+            cells.append([op, which, *("" if time is None else f"{time / ours:.2f}x" for time in theirs)])
+    if len(cells) == 1 or not others:
+        return ""
+    return "\n".join(["bytekernels is faster by", *aligned(cells, left=2)])
+
+
 def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     """Lines of a table whose first row is its head; the first ``left`` columns are flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -190,3 +190,46 @@ def token_end_mask(
 def unpack(
     values: Array, cu_seqlens: Array, pad: Array, row_bytes: int, total: int, length: int, padded: Array, threads: int
 ) -> None: ...
+def pack_flat(flat: Array, flat_cu: Array, bos: int, cu_seqlens: Array, ids: Array, threads: int) -> None: ...
+def row_index(cu_seqlens: Array, sequence: Array, position: Array, threads: int) -> None: ...
+
+class cuda:
+    @staticmethod
+    def pack_flat(
+        flat: Array, flat_cu: Array, bos: int, cu_seqlens: Array, ids: Array, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def pack_padded(
+        padded: Array,
+        cu_seqlens: Array,
+        row_bytes: int,
+        length: int,
+        bos: int,
+        values: Array,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def unpack(
+        values: Array,
+        cu_seqlens: Array,
+        pad: bytes,
+        row_bytes: int,
+        total: int,
+        length: int,
+        padded: Array,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def next_byte_targets(
+        ids: Array, boundary: Array | None, cu_seqlens: Array, targets: Array, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def token_end_mask(
+        sums: Array, token_cu: Array, cu_seqlens: Array, bos: bool, mask: Array, device: int, stream: int
+    ) -> None: ...
+    @staticmethod
+    def row_index(cu_seqlens: Array, sequence: Array, position: Array, device: int, stream: int) -> None: ...
+    @staticmethod
+    def visit(items: int, most_blocks: int, visits: Array) -> None: ...

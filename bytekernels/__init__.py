@@ -11,7 +11,7 @@ if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does 
     from bytekernels.marginals import SortedVocabulary, byte_marginals, token_prefix
     from bytekernels.mixer import MixerState, MixerStates, mamba2_mixer, mamba2_mixer_step
     from bytekernels.norm import gated_rms_norm, rms_norm
-    from bytekernels.pack import next_byte_targets, pack_bytes, pack_padded, token_end_mask, unpack
+    from bytekernels.pack import next_byte_targets, pack_bytes, pack_padded, row_index, token_end_mask, unpack
     from bytekernels.ragged import BOS, EOS, IGNORE
     from bytekernels.route import Routing, chunk_layout, gather_chunks, route, routing_of
     from bytekernels.ssd import mamba2_step, ssd_scan
@@ -48,6 +48,7 @@ __all__ = [
     "rms_norm",
     "route",
     "routing_of",
+    "row_index",
     "ssd_scan",
     "token_end_mask",
     "token_prefix",

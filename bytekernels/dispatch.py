@@ -86,7 +86,13 @@ class Dispatch:
         raise RuntimeError(f"{self.op} can't run: {'; '.join(refusals)}")
 
     def __call__(self, *args: Any) -> Any:
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        return self._on(next(arg.device.type for arg in args if isinstance(arg, Tensor)), args)
+
+    def on_host(self, *args: Any) -> Any:
+        """Call an op of the CPU that takes no tensor to choose a device by."""
+        return self._on("cpu", args)
+
+    def _on(self, device: str, args: tuple[Any, ...]) -> Any:
         return self.implementations[self.choose(device, args)].function(self.op)(*args)
 
 

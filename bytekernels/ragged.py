@@ -1,5 +1,7 @@
 """What a packed batch is: one flat axis of T rows and ``cu_seqlens``, the S+1 offsets that cut it into sequences."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -8,24 +10,42 @@ EOS = 0xFF  # ends a document; never occurs in UTF-8
 IGNORE = -100  # a target that no loss counts
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, total: int, name: str = "cu_seqlens") -> None:
+def validates(tensor: Tensor, validate: bool | None = None) -> bool:
+    """Whether values that a call depends on are checked: always on the CPU, where reading is free.
+
+    On a CUDA device a check waits for the device, so it is made where it is asked for: by ``validate``, or where that
+    is None by the environment variable ``BYTEKERNELS_VALIDATE=1``. Never while a CUDA graph is captured.
+    """
+    if tensor.device.type == "cpu":
+        return True
+    wanted = os.environ.get("BYTEKERNELS_VALIDATE") == "1" if validate is None else validate
+    return wanted and tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, total: int, name: str = "cu_seqlens", *, validate: bool | None = None) -> None:
     """Refuse offsets that do not cut ``total`` rows into sequences.
 
     Args:
         cu_seqlens: int32 [S+1], ``cu[0] = 0``, non-decreasing, ``cu[S] = total``. Empty sequences are legal.
         total: T, the number of rows that are cut.
         name: the argument's name in messages.
+        validate: whether offsets on a CUDA device are read (:func:`validates`).
 
     Raises:
         TypeError: not int32.
-        ValueError: not one-dimensional or empty, or (on the CPU, where reading is free) offsets out of order or range.
+        ValueError: not one-dimensional or empty, or (where they are read) offsets out of order or range.
     """
     if cu_seqlens.dtype != torch.int32:
         raise TypeError(f"{name} must be int32, got {cu_seqlens.dtype}: use {name}.to(torch.int32)")
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
         raise ValueError(f"{name} must have shape [S+1] with S >= 0, got {list(cu_seqlens.shape)}")
-    if cu_seqlens.device.type != "cpu":
+    if not validates(cu_seqlens, validate):
         return
+    if cu_seqlens.is_cuda:
+        wrong = (cu_seqlens[1:] < cu_seqlens[:-1]).any() | (cu_seqlens[0] != 0) | (cu_seqlens[-1] != total)
+        if not bool(wrong):  # the one wait
+            return
+        cu_seqlens = cu_seqlens.cpu()
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
         raise ValueError(
             f"{name} must start at 0 and end at {total}, the number of rows; "

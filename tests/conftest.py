@@ -16,6 +16,9 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which no test module does by itself
 
+# On a GPU too what offsets and lengths say is checked before kernels read them.
+os.environ.setdefault("BYTEKERNELS_VALIDATE", "1")
+
 
 def load_extension(path: str, sanitizers: str | None) -> None:
     """Make the module at ``path`` be bytekernels._C."""

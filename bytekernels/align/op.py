@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bytekernels import dispatch, extension
 from bytekernels.align.batch import AlignedBatch
-from bytekernels.pack.op import _run_on_host
 from bytekernels.ragged import BOS, EOS
 
 _align_pack = dispatch.Dispatch("align_pack", native=extension.native("align"), reference=dispatch.reference("align"))
@@ -89,8 +88,8 @@ def align_pack(
     threads = _integer(threads, "threads", 2**31 - 1, least=1)
     if pin and not torch.cuda.is_available():
         raise RuntimeError("pin=True needs CUDA, which torch does not find here: use pin=False")
-    return _run_on_host(
-        _align_pack, text, token_ids, token_lengths, spans, ends, bos_id, eos_id, bos, eos, targets, pin, threads
+    return _align_pack.on_host(
+        text, token_ids, token_lengths, spans, ends, bos_id, eos_id, bos, eos, targets, pin, threads
     )
 
 

@@ -39,7 +39,7 @@ def align_pack(
     packed, cu_seqlens = pack.pack_documents(documents, bos)
     tokens_after_bos = torch.from_numpy(spans[:, 3] + np.array(end, dtype=np.int64))  # [S]
     token_end = pack.token_end_mask(
-        torch.from_numpy(np.concatenate(lengths)), cu_seqlens_of(tokens_after_bos), cu_seqlens, True
+        torch.from_numpy(np.concatenate(lengths)), cu_seqlens_of(tokens_after_bos), cu_seqlens, True, len(packed)
     )
     sections = AlignedBatch(
         ids=packed,

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.types import Number
 
+from bytekernels.pack.rows import check_rows
 from bytekernels.ragged import IGNORE, cu_seqlens_of, lengths_of, positions, segment_ids
 
 
-def pack_documents(sequences: Sequence[bytes | bytearray | memoryview], bos: int | None) -> tuple[Tensor, Tensor]:
+def pack_documents(
+    sequences: Sequence[bytes | bytearray | memoryview], bos: int | None, out: Tensor | None = None, pin: bool = False
+) -> tuple[Tensor, Tensor]:
     for s, document in enumerate(sequences):
         is_bytes = isinstance(document, bytes | bytearray | memoryview)
         if not is_bytes or not memoryview(document).c_contiguous or memoryview(document).itemsize != 1:
@@ -24,30 +27,42 @@ def pack_documents(sequences: Sequence[bytes | bytearray | memoryview], bos: int
     flat = bytearray(b"".join(first + bytes(document) for document in sequences))
     lengths = torch.tensor([len(first) + memoryview(document).nbytes for document in sequences], dtype=torch.int64)
     ids = torch.frombuffer(flat, dtype=torch.uint8) if flat else torch.empty(0, dtype=torch.uint8)
-    return ids, cu_seqlens_of(lengths)
+    if out is not None:
+        check_rows(out, len(ids))
+        ids = out.copy_(ids)
+    cu_seqlens = cu_seqlens_of(lengths)
+    return (ids.pin_memory(), cu_seqlens.pin_memory()) if pin else (ids, cu_seqlens)
 
 
-def pack_rows(padded: Tensor, lengths: Tensor, bos: int | None) -> tuple[Tensor, Tensor]:
+def pack_rows(padded: Tensor, lengths: Tensor, bos: int | None, total: int) -> tuple[Tensor, Tensor]:
     if bos is not None:
         first = padded.new_full((len(padded), 1), bos)
         padded, lengths = torch.cat([first, padded], dim=1), lengths + 1
     cu_seqlens = cu_seqlens_of(lengths)
-    return pack_padded(padded, cu_seqlens, None), cu_seqlens
+    return pack_padded(padded, cu_seqlens, total), cu_seqlens
 
 
-def unpack(values: Tensor, cu_seqlens: Tensor, pad: Number, length: int | None) -> Tensor:
+def pack_flat(flat: Tensor, offsets: Tensor, bos: int | None) -> tuple[Tensor, Tensor]:
+    added = 0 if bos is None else 1
+    sequences = len(offsets) - 1
+    cu_seqlens = offsets + added * torch.arange(sequences + 1, dtype=torch.int32, device=offsets.device)
+    ids = flat.new_full((len(flat) + added * sequences,), bos or 0)
+    rows = torch.arange(len(flat), device=flat.device)
+    ids[rows + added * (segment_ids(offsets, len(flat)) + 1)] = flat
+    return ids, cu_seqlens
+
+
+def unpack(values: Tensor, cu_seqlens: Tensor, pad: Number, length: int, out: Tensor | None = None) -> Tensor:
     total, sequences = len(values), len(cu_seqlens) - 1
-    if length is None:
-        length = int(lengths_of(cu_seqlens).max()) if sequences else 0
-    padded = values.new_full((sequences, length, *values.shape[1:]), pad)
+    padded = values.new_empty((sequences, length, *values.shape[1:])) if out is None else out
+    padded.fill_(pad)
     padded[segment_ids(cu_seqlens, total), positions(cu_seqlens, total)] = values
     return padded
 
 
-def pack_padded(padded: Tensor, cu_seqlens: Tensor, total: int | None) -> Tensor:
-    if total is None:
-        total = int(cu_seqlens[-1])
-    return padded[segment_ids(cu_seqlens, total), positions(cu_seqlens, total)]
+def pack_padded(padded: Tensor, cu_seqlens: Tensor, total: int, out: Tensor | None = None) -> Tensor:
+    values = padded[segment_ids(cu_seqlens, total), positions(cu_seqlens, total)]
+    return values if out is None else out.copy_(values)
 
 
 def next_byte_targets(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None) -> Tensor:
@@ -59,8 +74,8 @@ def next_byte_targets(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None) 
     return targets
 
 
-def token_end_mask(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool) -> Tensor:
-    tokens, total = len(token_lengths), int(cu_seqlens[-1])
+def token_end_mask(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int) -> Tensor:
+    tokens = len(token_lengths)
     sequence = segment_ids(token_cu, tokens)  # [n]
     has_bos = (lengths_of(cu_seqlens) > 0) & bos  # [S]
     covered = lengths_of(cu_seqlens) - has_bos.to(torch.int32)  # [S]
@@ -87,3 +102,7 @@ def token_end_mask(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, 
     mask[token_lengths.to(torch.int64).cumsum(0) + bos_before - 1] = True
     mask[cu_seqlens[:-1][has_bos].to(torch.int64)] = True
     return mask
+
+
+def row_index(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    return segment_ids(cu_seqlens, total).to(torch.int32), positions(cu_seqlens, total).to(torch.int32)

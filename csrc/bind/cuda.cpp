@@ -7,6 +7,7 @@
 
 #include <optional>
 
+#include "bind/bos.h"
 #include "bindings.h"
 #include "cuda/launch.h"
 #include "cuda/pack.h"
@@ -34,10 +35,6 @@ template <class Body>
 void run(const Body& body, const Where& where) {
   py::gil_scoped_release release;
   run_on_grid(body, where);
-}
-
-void check_bos(int bos) {
-  if (bos < kNoBos || bos > 255) refuse("bos must be a byte, or ", kNoBos, " for none, got ", bos);
 }
 
 void pack_flat(const Array& flat, const Array& flat_cu, int bos, const Array& cu_seqlens, const Array& ids, int device,

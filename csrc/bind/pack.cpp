@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "bind/bos.h"
 #include "bindings.h"
 
 namespace bytekernels::pack_bindings {
@@ -47,11 +48,6 @@ class Documents {
 
   std::vector<Py_buffer> views_;
 };
-
-// Refuses what is not a byte or kNoBos.
-void check_bos(int bos) {
-  if (bos < kNoBos || bos > 255) refuse("bos must be a byte, or ", kNoBos, " for none, got ", bos);
-}
 
 // Refuses a padded length that is shorter than a sequence.
 void check_length(const Offsets& offsets, int64_t length) {

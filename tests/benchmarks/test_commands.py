@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_chunking, bench_mamba2, command, gpu_pass, harness, mamba_peers, peers
+from benchmarks import (
+    bench_chunking,
+    bench_mamba2,
+    bench_pack,
+    command,
+    gpu_pass,
+    harness,
+    mamba_peers,
+    pack_peers,
+    peers,
+)
 from benchmarks.bench_chunking import Shape
 from benchmarks.report import PASSES
 from benchmarks.shapes import parse_shape
@@ -44,17 +54,18 @@ def test_a_dry_run_lists_the_steps_and_runs_what_a_cpu_can(dry_run):
     printed, out = dry_run
     listed, ran = printed.split("Here, of these, what a CPU can run:")
     assert "-m pytest -m gpu" in listed
+    assert "--error-exitcode 1 --tool memcheck" in listed
     for path in ROOT.glob("benchmarks/bench_*.py"):
         assert f"benchmarks/{path.name} --device cuda --json" in listed
         assert f"benchmarks/{path.name} --device cpu --quick --json" in ran
         assert (out / f"{path.stem}.log").stat().st_size > 0
     summary = (out / "summary.txt").read_text()
     assert printed.rstrip().endswith(summary.rstrip())
-    ends = [line.split()[:2] for line in summary.splitlines()[-3:]]
-    assert ends == [["install", "passed"], ["bench_chunking", "passed"], ["bench_mamba2", "passed"]]
+    names = ["install", "bench_chunking", "bench_mamba2", "bench_pack"]
+    assert [line.split()[:2] for line in summary.splitlines()[-4:]] == [[name, "passed"] for name in names]
 
 
-@pytest.mark.parametrize("bench", [bench_chunking, bench_mamba2], ids=["chunking", "mamba2"])
+@pytest.mark.parametrize("bench", [bench_chunking, bench_mamba2, bench_pack], ids=["chunking", "mamba2", "pack"])
 def test_a_quick_run_writes_the_form_that_every_benchmark_shares(bench, dry_run):
     _, out = dry_run
     report = json.loads((out / f"{Path(bench.__file__).stem}.json").read_text())
@@ -87,6 +98,11 @@ def test_what_a_quick_run_times(dry_run):
     expected = [(op, which, name) for op in ("ssd", "mixer") for which in PASSES for name in names]
     assert timed == expected + [("step", "forward", name) for name in ("eager", "bytekernels")]
 
+    timed, skipped = timed_and_skipped(out / "bench_pack.json")
+    names = ("numpy", "eager", "bytekernels")
+    assert timed == [(op, "forward", name) for op in pack_peers.OPS for name in names]
+    assert skipped == []
+
 
 def test_a_refused_provider_makes_the_exit_status_1(monkeypatch, capsys, tmp_path):
     wrong = harness.Provider({"gather": lambda h, routing: dict(e=2 * h[routing.index])})
@@ -111,11 +127,13 @@ def test_route_and_gather_are_added_up(monkeypatch, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", list(command.DTYPES))
 @pytest.mark.parametrize(
-    ("bench", "rows"),
-    [(bench_chunking, 2 * len(peers.OPS) * len(PASSES)), (bench_mamba2, 2 * (2 * len(PASSES) + 1))],
-    ids=["chunking", "mamba2"],
+    ("bench", "rows", "dtype"),
+    [
+        *((bench_chunking, 2 * len(peers.OPS) * len(PASSES), dtype) for dtype in command.DTYPES),
+        *((bench_mamba2, 2 * (2 * len(PASSES) + 1), dtype) for dtype in command.DTYPES),
+        (bench_pack, 2 * len(pack_peers.OPS), "uint8"),
+    ],
 )
 def test_a_quick_run_on_a_gpu(bench, rows, dtype, tmp_path):
     path = tmp_path / "report.json"
@@ -178,6 +196,16 @@ def test_bad_shapes_of_mamba2_are_named_with_the_fix(shape, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_packing_has_bytes_alone_and_a_shape_with_room_for_bos(capsys):
+    for flags, message in (
+        (["--dtype", "float32"], "argument --dtype: invalid choice: 'float32' (choose from 'uint8')"),
+        (["--shape", "T=7,S=2"], "argument --shape: T=7 bytes are too few for S=2 sequences with a BOS each"),
+    ):
+        with pytest.raises(SystemExit):
+            bench_pack.main(["--quick", "--device", "cpu", *flags])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_shapes_keep_the_defaults_letters():
     assert parse_shape("D=64, T=100", Shape(T=1, D=2, C=7)) == Shape(T=100, D=64, C=7, S=16)
     assert parse_shape(str(Shape(T=9, D=8, C=7, S=6)), Shape(T=1, D=1)) == Shape(T=9, D=8, C=7, S=6)
@@ -207,6 +235,38 @@ def test_the_gpu_pass_says_what_the_install_lacks(monkeypatch):
     assert "`pip install -e .`" in extension
     assert "sees no CUDA device" in device
     assert gpu_pass.missing(gpu=False) == [extension]
+
+
+def sanitizer_in(folder, monkeypatch, body):
+    """A compute-sanitizer of that body in CUDA_HOME/bin, and none elsewhere."""
+    program = folder / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("CUDA_HOME", str(folder))
+    return program
+
+
+def test_the_gpu_pass_runs_the_packing_kernels_under_a_sanitizer(monkeypatch, tmp_path):
+    program = sanitizer_in(tmp_path, monkeypatch, 'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $*"; exit 1')
+    (check, *_) = [step for step in gpu_pass.steps(tmp_path) if step.name == "memcheck"]
+    assert check.command[:5] == [str(program), "--error-exitcode", "1", "--tool", "memcheck"]
+    assert check.command[-1] == "tests/bytekernels/pack"
+    assert (ROOT / check.command[-1]).is_dir()
+    assert not gpu_pass.run(check, tmp_path)
+    assert (tmp_path / "memcheck.log").read_text().startswith("1 --error-exitcode 1 --tool memcheck")
+
+
+def test_a_step_whose_program_is_not_there_is_listed_as_not_found(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu_pass.shutil, "which", lambda name, path: None)
+    found = gpu_pass.steps(tmp_path)
+    lacking = [step for step in found if step.lacking]
+    assert [step.name for step in lacking] == ["memcheck", "racecheck"]
+    monkeypatch.setattr(gpu_pass, "steps", lambda out, quick_on_cpu=False: lacking[:1])
+    assert gpu_pass.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["memcheck", "not", "found", "0"]
+    assert "compute-sanitizer is not in PATH, CUDA_HOME/bin" in lacking[0].lacking
 
 
 def test_the_gpu_pass_wants_a_folder(tmp_path, capsys):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import harness, mamba_peers, peers, public
-from benchmarks.bench_mamba2 import Shape, advantages, cases, work
-from benchmarks.report import Report
+from benchmarks.bench_mamba2 import Shape, cases, work
+from benchmarks.report import Report, advantages
 from bytekernels.ragged import positions
 from bytekernels.testing import assert_close
 from tests.models.data.record_mamba2 import interpreted

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 import bytekernels
 from bytekernels import dispatch
+from bytekernels.pack import bytes as packed_bytes
 from bytekernels.pack import op
 from bytekernels.ragged import cu_seqlens_of
 from bytekernels.testing import poisoned_memory, ragged, ragged_lengths
 
-IMPLEMENTATIONS = ["native", "reference"]
+IMPLEMENTATIONS = ["native", "cuda", "reference"]  # cuda: its kernels' bodies, on the host
 DTYPES = [torch.uint8, torch.bool, torch.bfloat16, torch.float32, torch.int64, torch.complex128]  # 1 to 16 bytes
 documents = st.lists(st.binary(max_size=40), max_size=6)
 lengths_lists = st.just([]) | ragged_lengths()
@@ -208,7 +209,7 @@ def test_opcheck(impl):
     values = torch.randn(total, 2).requires_grad_()
     padded = torch.randn(4, 5, 2).requires_grad_()
     with dispatch.force(impl):
-        torch.library.opcheck(op.pack_rows_op, (random_ids(8).reshape(2, 4), torch.tensor([3, 0]), 254))
+        torch.library.opcheck(packed_bytes.pack_rows_op, (random_ids(8).reshape(2, 4), torch.tensor([3, 0]), 254))
         for length in (None, 4):
             torch.library.opcheck(op.unpack_op, (values, cu_seqlens, 0.5, length))
         for rows in (None, total):
