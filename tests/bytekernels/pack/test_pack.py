@@ -13,20 +13,12 @@ from bytekernels import dispatch
 from bytekernels.pack import bytes as packed_bytes
 from bytekernels.pack import op
 from bytekernels.ragged import cu_seqlens_of
-from bytekernels.testing import poisoned_memory, ragged, ragged_lengths
+from bytekernels.testing import ragged, ragged_lengths
+from tests.bytekernels.pack.conftest import IMPLEMENTATIONS, int32, random_ids
 
-IMPLEMENTATIONS = ["native", "cuda", "reference"]  # cuda: its kernels' bodies, on the host
 DTYPES = [torch.uint8, torch.bool, torch.bfloat16, torch.float32, torch.int64, torch.complex128]  # 1 to 16 bytes
 documents = st.lists(st.binary(max_size=40), max_size=6)
 lengths_lists = st.just([]) | ragged_lengths()
-
-
-def int32(values):
-    return torch.tensor(values, dtype=torch.int32)
-
-
-def random_ids(total, seed=0):
-    return torch.randint(0, 256, (total,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def random_cuts(draw_from, length):
@@ -36,12 +28,6 @@ def random_cuts(draw_from, length):
         cuts.append(draw_from.randint(1, min(length, 5)))
         length -= cuts[-1]
     return cuts
-
-
-@pytest.fixture(autouse=True, scope="module")
-def poison():
-    with poisoned_memory():
-        yield
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -217,6 +203,10 @@ def test_opcheck(impl):
         for boundary in (None, ids < 100):
             torch.library.opcheck(op.next_byte_targets_op, (ids, cu_seqlens, boundary))
         torch.library.opcheck(op.token_end_mask_op, (int32([2, 1, 1, 1, 1]), int32([0, 1, 1, 4, 5]), cu_seqlens, False))
+        torch.library.opcheck(op.row_index_op, (cu_seqlens, total))
+        torch.library.opcheck(packed_bytes.pack_flat_op, (random_ids(total), cu_seqlens, 254))
+        torch.library.opcheck(op.unpack_out_op, (values.detach(), cu_seqlens, 0.5, torch.empty(4, 4, 2)))
+        torch.library.opcheck(op.pack_padded_out_op, (padded.detach(), cu_seqlens, torch.empty(total, 2)))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
