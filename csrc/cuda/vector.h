@@ -60,13 +60,13 @@ RAGGED_INLINE Vector merge(const Vector& under, const Vector& over, int64_t begi
   return {(under.low & ~low) | (over.low & low), (under.high & ~high) | (over.high & high)};
 }
 
-RAGGED_INLINE Vector load_aligned(const uint8_t* source) {
+RAGGED_INLINE Vector load_aligned(uintptr_t address) {
 #ifdef __CUDA_ARCH__
-  const ulonglong2 words = __ldg(reinterpret_cast<const ulonglong2*>(source));
+  const ulonglong2 words = __ldg(reinterpret_cast<const ulonglong2*>(address));
   return {words.x, words.y};
 #else
   Vector vector;
-  std::memcpy(&vector, source, sizeof vector);
+  std::memcpy(&vector, reinterpret_cast<const uint8_t*>(address), sizeof vector);
   return vector;
 #endif
 }
@@ -74,8 +74,8 @@ RAGGED_INLINE Vector load_aligned(const uint8_t* source) {
 // The 16 bytes from `offset` of `bytes` bytes at `source`, which are only read; what lies outside of them is zero and
 // not touched. Two aligned loads and shifts, whatever the address.
 RAGGED_INLINE Vector load(const uint8_t* source, int64_t bytes, int64_t offset) {
-  const uint8_t* address = source + offset;
-  const auto skew = static_cast<int64_t>(reinterpret_cast<uintptr_t>(address) % Vector::kBytes);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(source) + offset;
+  const auto skew = static_cast<int64_t>(address % Vector::kBytes);
   if (skew == 0 && offset >= 0 && offset + Vector::kBytes <= bytes) return load_aligned(address);
   if (offset >= skew && offset - skew + 2 * Vector::kBytes <= bytes) {
     const Vector first = load_aligned(address - skew);

@@ -4,7 +4,7 @@ Outputs lie between margins that must stay as they were, and `make sanitize` run
 """
 
 import contextlib
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import prod
 
 import pytest
@@ -20,9 +20,41 @@ from tests.bytekernels.pack.conftest import int32, random_ids
 MARGIN, CANARY = 64, 0xA5
 INT32 = st.integers(-(2**31), 2**31 - 1)
 NEAR = st.integers(-2, 12)
-offsets = st.lists(st.one_of(NEAR, NEAR, INT32), min_size=1, max_size=8)
-sizes = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1))
-totals = st.integers(0, 12)
+SIZE = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1))
+
+
+def offsets_of(lengths):
+    return list(accumulate(lengths, initial=0))
+
+
+@st.composite
+def spoiled(draw, values):
+    """The values, with none, one or two of them changed to anything."""
+    values = list(values)
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        if values:
+            values[draw(st.integers(0, len(values) - 1))] = draw(NEAR | INT32)
+    return values
+
+
+@st.composite
+def cut_rows(draw):
+    """Offsets and a number of rows that they cut, or nearly; or that have nothing to do with each other."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(st.lists(NEAR | INT32, min_size=1, max_size=8)), draw(st.integers(0, 12))
+    cu = offsets_of(draw(st.lists(st.integers(0, 4), max_size=6)))
+    return draw(spoiled(cu)), cu[-1]
+
+
+@st.composite
+def tokens_of_rows(draw):
+    """(offsets of rows, their number, token lengths, offsets of tokens, whether there is BOS), right or nearly."""
+    bos = draw(st.booleans())
+    tokens = draw(st.lists(st.lists(st.integers(1, 4), max_size=4), max_size=4))
+    rows = offsets_of(sum(own) + bos for own in tokens)
+    lengths = [length for own in tokens for length in own]
+    cu, token_cu = draw(spoiled(rows)), draw(spoiled(offsets_of(map(len, tokens))))
+    return cu, rows[-1], draw(spoiled(lengths)), token_cu, bos
 
 
 class Guarded:
@@ -64,8 +96,9 @@ def on_both(function, *arguments):
 
 
 @settings(max_examples=200)
-@given(cu=offsets, total=totals, with_boundary=st.booleans())
-def test_targets_and_row_index(cu, total, with_boundary):
+@given(rows=cut_rows(), with_boundary=st.booleans())
+def test_targets_and_row_index(rows, with_boundary):
+    cu, total = rows
     ids, cut = random_ids(total), int32(cu)
     boundary = ids < 100 if with_boundary else None
     legal = is_well_formed(cu, total)
@@ -73,14 +106,17 @@ def test_targets_and_row_index(cu, total, with_boundary):
     ends = None if boundary is None else array(boundary)
     for call in on_both("next_byte_targets", array(ids), ends, array(cut), array(targets.values)):
         assert_refused_or_right(call, [targets], lambda: [reference.next_byte_targets(ids, cut, boundary)], legal=legal)
-    rows = [Guarded(total, torch.int32) for _ in range(2)]
-    for call in on_both("row_index", array(cut), *(array(row.values) for row in rows)):
-        assert_refused_or_right(call, rows, lambda: reference.row_index(cut, total), legal=legal)
+    indices = [Guarded(total, torch.int32) for _ in range(2)]
+    for call in on_both("row_index", array(cut), *(array(index.values) for index in indices)):
+        assert_refused_or_right(call, indices, lambda: reference.row_index(cut, total), legal=legal)
 
 
 @settings(max_examples=300)
-@given(cu=offsets, total=totals, row_bytes=NEAR, length=sizes, sequences=st.integers(0, 7))
-def test_pack_padded_and_unpack(cu, total, row_bytes, length, sequences):
+@given(rows=cut_rows(), row_bytes=st.integers(-1, 5), wild=st.booleans(), size=SIZE, other=st.integers(0, 9))
+def test_pack_padded_and_unpack(rows, row_bytes, wild, size, other):
+    cu, total = rows
+    length = size if wild else max((end - begin for begin, end in pairwise(cu)), default=0)
+    sequences = len(cu) - 1 if other else 3
     cut, element = int32(cu), torch.tensor([9], dtype=torch.uint8)
     is_small = 0 <= length <= 12  # of larger ones no padded row is made here: most are refused for its size
     width = max(row_bytes, 0)
@@ -119,10 +155,9 @@ def test_pack_padded_and_unpack(cu, total, row_bytes, length, sequences):
 
 
 @settings(max_examples=300)
-@given(
-    cu=offsets, total=totals, tokens=st.lists(st.one_of(NEAR, NEAR, INT32), max_size=8), cuts=offsets, bos=st.booleans()
-)
-def test_token_ends(cu, total, tokens, cuts, bos):
+@given(batch=tokens_of_rows())
+def test_token_ends(batch):
+    cu, total, tokens, cuts, bos = batch
     lengths, token_cu, cut = int32(tokens), int32(cuts), int32(cu)
     legal = is_well_formed(cu, total) and is_well_formed(cuts, len(tokens)) and len(cu) == len(cuts)
     if legal:
@@ -141,10 +176,19 @@ def test_token_ends(cu, total, tokens, cuts, bos):
 
 
 @settings(max_examples=200)
-@given(cu=offsets, flat_cu=offsets, count=totals, total=totals, bos=st.integers(-3, 300))
-def test_pack_flat(cu, flat_cu, count, total, bos):
-    flat, cut, documents = random_ids(count), int32(cu), int32(flat_cu)
+@given(
+    rows=cut_rows(),
+    data=st.data(),
+    bos=st.sampled_from([-1, -1, 0, 254, 255, -2, 256]),
+    more=st.sampled_from([0, 0, 1]),
+)
+def test_pack_flat(rows, data, bos, more):
+    flat_cu, count = rows
     shift = 0 if bos == -1 else 1
+    right = [n + s * shift for s, n in enumerate(flat_cu)]
+    cu = data.draw(spoiled(int32([n % 2**31 for n in right]).tolist()))
+    total = count + (len(flat_cu) - 1) * shift + more
+    flat, cut, documents = random_ids(count), int32(cu), int32(flat_cu)
     legal = -1 <= bos <= 255 and is_well_formed(flat_cu, count) and total == count + (len(flat_cu) - 1) * shift
     ids = Guarded(total, torch.uint8)
     first = None if bos == -1 else bos
@@ -152,7 +196,7 @@ def test_pack_flat(cu, flat_cu, count, total, bos):
         lambda: _C.pack_flat(array(flat), array(documents), bos, array(cut), array(ids.values), 2),
         [ids],
         lambda: [reference.pack_flat(flat, documents, first)[0]],
-        legal=legal and cu == [n + s * shift for s, n in enumerate(flat_cu)],
+        legal=legal and cu == right,
     )
     starts = Guarded(len(flat_cu), torch.int32)
     arguments = array(flat), array(documents), bos, array(starts.values), array(ids.values)
