@@ -253,7 +253,7 @@ def our_pack_flat(flat: Tensor, offsets: Tensor) -> Outputs:
 
 
 def our_unpack(values: Tensor, cu_seqlens: Tensor, length: int, out: Tensor | None = None) -> Outputs:
-    return dict(padded=bytekernels.unpack(values, cu_seqlens, 0, out=out))
+    return dict(padded=bytekernels.unpack(values, cu_seqlens, 0, length=length, out=out))
 
 
 def our_pack_padded(padded: Tensor, cu_seqlens: Tensor, length: int, out: Tensor | None = None) -> Outputs:
