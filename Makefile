@@ -9,8 +9,8 @@ TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
 JOBS        ?= 2
 
-NATIVE  := $(wildcard csrc/CMake* csrc/*.cmake csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.h.in csrc/*/*.cpp csrc/*/*.cu)
-FORMATS := $(filter %.h %.cpp %.cu,$(NATIVE))
+NATIVE  := $(wildcard csrc/CMake* csrc/*.cmake csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.h.in csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+FORMATS := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
 CONFIGURE = $(BIN)/cmake -S csrc -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
             -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 SOURCES := $(wildcard bytekernels models training evals benchmarks tests setup.py)
@@ -86,8 +86,9 @@ wheel-check: setup ## build a wheel as pip does, and import its extension withou
 bench: setup ## time the ops (pytest-benchmark; ARGS=... for pytest)
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-autosave $(ARGS)
 
-compile-check: setup ## compile every Triton kernel for sm_80, sm_90, sm_100 and hold it to its budget
+compile-check: setup ## compile every Triton and CUDA kernel for sm_80, sm_90, sm_100 and hold it to its budget
 	$(BIN)/python tests/compile/compile_check.py $(ARGS)
+	$(BIN)/python tests/compile/cuda_check.py
 
 RECIPE ?= quickstart
 

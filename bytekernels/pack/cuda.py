@@ -2,12 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.types import Number
 
 from bytekernels import _C
 from bytekernels.extension import array_on, where
+from bytekernels.pack import reference
 from bytekernels.pack.rows import row_bytes
-from bytekernels.ragged import cu_seqlens_of
+from bytekernels.ragged import cu_seqlens_of, lengths_of
 
 
 def pack_rows(padded: Tensor, lengths: Tensor, bos: int | None, total: int) -> tuple[Tensor, Tensor]:
@@ -66,8 +68,12 @@ def next_byte_targets(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None) 
     return targets
 
 
-def token_end_mask(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int) -> Tensor:
+def token_end_mask(
+    token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int, check: bool
+) -> Tensor:
     """PyTorch's running sum of the lengths, and one launch."""
+    if check and bool(_some_token_is_wrong(token_lengths, token_cu, cu_seqlens, bos)):
+        reference.token_end_mask(token_lengths, token_cu, cu_seqlens, bos, total, check)  # says what is wrong
     token_cu, cu_seqlens = token_cu.contiguous(), cu_seqlens.contiguous()
     sums = token_lengths.cumsum(0, dtype=torch.int32)
     mask = cu_seqlens.new_empty(total, dtype=torch.bool)
@@ -81,3 +87,11 @@ def row_index(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     sequence, position = (cu_seqlens.new_empty(total) for _ in range(2))
     _C.cuda.row_index(array_on(cu_seqlens), array_on(sequence), array_on(position), *where(cu_seqlens))
     return sequence, position
+
+
+def _some_token_is_wrong(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool) -> Tensor:
+    """Whether a token is shorter than 1, or a sequence's lengths do not sum to its bytes: bool scalar."""
+    sums = F.pad(token_lengths.cumsum(0, dtype=torch.int64), (1, 0))  # [n+1]
+    covered = lengths_of(cu_seqlens)
+    covered = covered - ((covered > 0) & bos).to(torch.int32)
+    return (token_lengths < 1).any() | (sums[token_cu.long()].diff() != covered).any()

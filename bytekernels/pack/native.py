@@ -87,7 +87,10 @@ def next_byte_targets(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None) 
     return targets
 
 
-def token_end_mask(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int) -> Tensor:
+def token_end_mask(
+    token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int, check: bool
+) -> Tensor:
+    """Checks the lengths as it goes, whatever ``check`` says."""
     token_lengths, token_cu, cu_seqlens = (t.contiguous() for t in (token_lengths, token_cu, cu_seqlens))
     mask = fresh(cu_seqlens, (total,), torch.bool)
     _C.token_end_mask(array(token_lengths), array(token_cu), array(cu_seqlens), bos, array(mask), threads())

@@ -8,7 +8,6 @@ from torch.types import Number
 
 from bytekernels import dispatch, ragged
 from bytekernels.extension import cuda, native
-from bytekernels.pack import reference
 
 
 def implementations(op: str) -> dispatch.Dispatch:
@@ -127,11 +126,8 @@ def token_end_mask_op(
     total = int(cu_seqlens[-1]) if total is None else total
     ragged.check_cu_seqlens(token_cu, len(token_lengths), "token_cu", validate=validate)
     ragged.check_cu_seqlens(cu_seqlens, total, validate=validate)
-    if ragged.validates(token_lengths, validate) and bool(
-        _some_token_is_wrong(token_lengths, token_cu, cu_seqlens, bos)
-    ):
-        reference.token_end_mask(token_lengths, token_cu, cu_seqlens, bos, total)  # says what is wrong
-    return _token_end_mask(token_lengths, token_cu, cu_seqlens, bos, total)
+    check = ragged.validates(token_lengths, validate)
+    return _token_end_mask(token_lengths, token_cu, cu_seqlens, bos, total, check)
 
 
 @token_end_mask_op.register_fake
@@ -144,14 +140,6 @@ def _(
     validate: bool | None = None,
 ) -> Tensor:
     return cu_seqlens.new_empty(dynamic_size() if total is None else total, dtype=torch.bool)
-
-
-def _some_token_is_wrong(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool) -> Tensor:
-    """Whether a token is shorter than 1, or a sequence's lengths do not sum to its bytes: bool scalar."""
-    sums = torch.nn.functional.pad(token_lengths.cumsum(0, dtype=torch.int64), (1, 0))  # [n+1]
-    covered = ragged.lengths_of(cu_seqlens)
-    covered = covered - ((covered > 0) & bos).to(torch.int32)
-    return (token_lengths < 1).any() | (sums[token_cu.long()].diff() != covered).any()
 
 
 @torch.library.custom_op("bytekernels::row_index", mutates_args=())

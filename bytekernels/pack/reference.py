@@ -74,7 +74,10 @@ def next_byte_targets(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None) 
     return targets
 
 
-def token_end_mask(token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int) -> Tensor:
+def token_end_mask(
+    token_lengths: Tensor, token_cu: Tensor, cu_seqlens: Tensor, bos: bool, total: int, check: bool = True
+) -> Tensor:
+    """Checks the lengths, whatever ``check`` says."""
     tokens = len(token_lengths)
     sequence = segment_ids(token_cu, tokens)  # [n]
     has_bos = (lengths_of(cu_seqlens) > 0) & bos  # [S]
