@@ -31,24 +31,15 @@ struct PackKernel {
     if (cu_out && item <= sequences) cu_out[item] = static_cast<int32_t>(starts[item]);
     if (item >= out.count()) return;
     const int64_t begin = out.begin(item);
-    Range piece = out.inside(item);
-    const int64_t end = piece.end;
-    s = sequence_of(starts, sequences, piece.begin, s);
     Vector vector{0, 0};
-    while (true) {
-      const int64_t next = s + 1 < sequences ? starts[s + 1] : out.bytes;
-      if (next > piece.begin) {
-        piece.end = next < end ? next : end;
-        vector = merge(vector, load(source, source_bytes, begin + shift_of(s)), piece.begin - begin, piece.end - begin);
-        const int64_t first = starts[s] - begin;
-        if (bos != kNoBos && first >= piece.begin - begin) {
-          vector = merge(vector, splat(static_cast<uint8_t>(bos)), first, first + 1);
-        }
-        piece.begin = piece.end;
+    for_sequences_in(out, item, starts, sequences, s, [&](int64_t sequence, Range rows) {
+      const Vector held = load(source, source_bytes, begin + shift_of(sequence));
+      vector = merge(vector, held, rows.begin - begin, rows.end - begin);
+      const int64_t first = starts[sequence];
+      if (bos != kNoBos && first >= rows.begin) {
+        vector = merge(vector, splat(static_cast<uint8_t>(bos)), first - begin, first + 1 - begin);
       }
-      if (piece.begin >= end || s + 1 >= sequences) break;
-      ++s;
-    }
+    });
     store(out, item, vector);
   }
 };

@@ -19,21 +19,9 @@ struct TokenEndsKernel {
   RAGGED_INLINE int64_t items() const { return out.count(); }
 
   RAGGED_INLINE void operator()(int64_t item, int64_t& s) const {
-    const int64_t begin = out.begin(item);
-    Range piece = out.inside(item);
-    const int64_t end = piece.end;
-    s = sequence_of(cu, sequences, piece.begin, s);
     Vector vector{0, 0};
-    while (true) {
-      const int64_t next = s + 1 < sequences ? cu[s + 1] : out.bytes;
-      if (next > piece.begin) {
-        piece.end = next < end ? next : end;
-        mark(s, piece, begin, vector);
-        piece.begin = piece.end;
-      }
-      if (piece.begin >= end || s + 1 >= sequences) break;
-      ++s;
-    }
+    for_sequences_in(out, item, cu, sequences, s,
+                     [&](int64_t sequence, Range rows) { mark(sequence, rows, out.begin(item), vector); });
     store(out, item, vector);
   }
 

@@ -120,4 +120,24 @@ RAGGED_INLINE void store(const Vectors& out, int64_t i, const Vector& vector) {
   }
 }
 
+// Calls serve(s, rows) for each sequence s with bytes in vector `i` of `out`, `rows` being those bytes. `s` comes as a
+// sequence that starts at or before them, or -1, and goes as the last one served.
+template <class Cu, class Serve>
+RAGGED_INLINE void for_sequences_in(const Vectors& out, int64_t i, const Cu& cu, int64_t sequences, int64_t& s,
+                                    const Serve& serve) {
+  const Range inside = out.inside(i);
+  int64_t begin = inside.begin;
+  s = sequence_of(cu, sequences, begin, s);
+  while (true) {
+    const int64_t next = s + 1 < sequences ? cu[s + 1] : out.bytes;
+    const int64_t end = next < inside.end ? next : inside.end;
+    if (end > begin) {
+      serve(s, Range{begin, end});
+      begin = end;
+    }
+    if (begin >= inside.end || s + 1 >= sequences) return;
+    ++s;
+  }
+}
+
 }  // namespace bytekernels
