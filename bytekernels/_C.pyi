@@ -102,6 +102,7 @@ def mamba2_mixer_step(
     parameters: tuple[Array | None, ...],
     options: tuple[float, float, float],
     state: tuple[Array, ...],
+    active: Array | None,
     out: Array,
     threads: int,
 ) -> None: ...
@@ -163,6 +164,15 @@ def route_backward(
     k: Rows,
     dq: Array,
     dk: Array,
+    threads: int,
+) -> None: ...
+def sample(
+    sizes: tuple[int, int],
+    logits: Array,
+    seeds: Array,
+    counters: Array,
+    settings: tuple[Array, ...],
+    drawn: Array,
     threads: int,
 ) -> None: ...
 def ssd_scan(

@@ -14,6 +14,7 @@ if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does 
     from bytekernels.pack import next_byte_targets, pack_bytes, pack_padded, row_index, token_end_mask, unpack
     from bytekernels.ragged import BOS, EOS, IGNORE
     from bytekernels.route import Routing, chunk_layout, gather_chunks, route, routing_of
+    from bytekernels.sample import sample, uniform
     from bytekernels.ssd import mamba2_step, ssd_scan
     from bytekernels.suffix import SuffixTrie, longest_suffix
 
@@ -49,8 +50,10 @@ __all__ = [
     "route",
     "routing_of",
     "row_index",
+    "sample",
     "ssd_scan",
     "token_end_mask",
     "token_prefix",
+    "uniform",
     "unpack",
 ]

@@ -30,6 +30,7 @@ struct StepInputs {
   const float* D;            // [H]
   const float* dt_bias;      // [H]
   const float* norm_weight;  // [H*P]
+  const uint8_t* active;     // [S], 0: the sequence's state stays as it is, and nothing of its row is read
   float eps;
   float dt_min;
   float dt_max;
@@ -42,7 +43,7 @@ struct StepState {
   float* ssm;         // [S, H, P, N]
 };
 
-// Writes out [S, H*P].
+// Writes out [S, H*P], zeros for sequences that are not active.
 template <class E>
 void mixer_step(const StepShape& shape, const StepInputs<E>& inputs, const StepState& state, E* out, int threads);
 

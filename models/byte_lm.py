@@ -1,11 +1,10 @@
 """The byte-level language model: encoder, router, core, dechunk, decoder, joint head."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import bytekernels
 from bytekernels import BOS, MixerState, Routing
@@ -13,6 +12,8 @@ from bytekernels.ragged import check_cu_seqlens
 from models.config import ByteLMConfig
 from models.core import Core
 from models.dechunk import Dechunk
+from models.decoding import DecodingState
+from models.hub import HubModel
 from models.layers import ByteEmbedding, SwiGLU
 from models.local_stack import LocalStack
 from models.router import Router
@@ -29,15 +30,19 @@ class Encoder(nn.Module):
         self.stack = LocalStack(config, config.encoder_layers)
         self.bridge = SwiGLU(config.width, config.bridge_inner, config.core_width)
 
-    def forward(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        return self.bridge(self.stack(self.embed.weight, cu_seqlens, ids))
+    def forward(self, ids: Tensor, cu_seqlens: Tensor, states: list[MixerState] | None = None) -> Tensor:
+        """[T] to [T, d_core]; the blocks' states after each sequence are added to ``states``."""
+        return self.bridge(self.stack(self.embed.weight, cu_seqlens, ids, states))
 
-    def step(self, ids: Tensor, states: list[MixerState]) -> Tensor:
-        return self.bridge(self.stack.step(self.embed(ids), states))
+    def step(self, ids: Tensor, states: list[MixerState], active: Tensor | None = None) -> Tensor:
+        return self.bridge(self.stack.step(self.embed(ids), states, active))
 
 
 class Decoder(nn.Module):
-    """Dechunked states back to the byte-level width, the byte itself added again, Mamba2 blocks, the joint head."""
+    """Dechunked states back to the byte-level width, the byte itself added again, Mamba2 blocks, the joint head.
+
+    Where the configuration asks for one, a second head on the same states drafts the byte after the next.
+    """
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__()
@@ -45,15 +50,25 @@ class Decoder(nn.Module):
         self.embed = ByteEmbedding(config.width)
         self.stack = LocalStack(config, config.decoder_layers)
         self.head = nn.Linear(config.width, JOINT, bias=False)
+        self.draft_head = nn.Linear(config.width, 256, bias=False) if config.draft_head else None
 
     def enter(self, u: Tensor, ids: Tensor) -> Tensor:
         return self.bridge(u) + self.embed(ids)
 
-    def forward(self, u: Tensor, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        return self.head(self.stack(self.enter(u, ids), cu_seqlens))
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Joint logits [T, 512], and the drafts [T, 256] of the byte after the next where there is a head for them."""
+        return self.head(x), None if self.draft_head is None else self.draft_head(x)
 
-    def step(self, u: Tensor, ids: Tensor, states: list[MixerState]) -> Tensor:
-        return self.head(self.stack.step(self.enter(u, ids), states))
+    def forward(
+        self, u: Tensor, ids: Tensor, cu_seqlens: Tensor, states: list[MixerState] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' logits; the blocks' states after each sequence are added to ``states``."""
+        return self.heads(self.stack(self.enter(u, ids), cu_seqlens, states=states))
+
+    def step(
+        self, u: Tensor, ids: Tensor, states: list[MixerState], active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.heads(self.stack.step(self.enter(u, ids), states, active))
 
 
 class ByteLMOutput(NamedTuple):
@@ -64,26 +79,36 @@ class ByteLMOutput(NamedTuple):
         routing: the chunks that were used, and the router's probabilities.
         h: [T, d_core], the encoder's output.
         chunks: [M, d_core], the core's output.
+        draft: [T, 256]; row t predicts byte t+2 from what row t of ``logits`` knows. None without a draft head.
     """
 
     logits: Tensor
     routing: Routing
     h: Tensor
     chunks: Tensor
+    draft: Tensor | None = None
 
 
-@dataclass
-class DecodingState:
-    """What the model remembers of S sequences between two bytes."""
+class Prefill(NamedTuple):
+    """S sequences, read but for the bits of their last bytes.
 
-    encoder: list[MixerState]
-    decoder: list[MixerState]
-    caches: list[DynamicCache]
-    held: Tensor | None = None  # [S, d_core], the newest finished chunk
-    chunks_seen: list[int] = field(default_factory=list)
+    Attributes:
+        state: the encoder has seen all bytes, core and decoder all but each sequence's last.
+        h: [S, d_core], the encoder's states of the last bytes.
+        logits: [S, 512], what the byte before the last predicts; zeros where there is none.
+        draft: [S, 256], likewise the draft head's; None without one.
+        boundary: bool [T], the bits; the last bytes' are the router's, or False where it would have to look ahead
+            (True for BOS).
+    """
+
+    state: DecodingState
+    h: Tensor
+    logits: Tensor
+    draft: Tensor | None
+    boundary: Tensor
 
 
-class ByteLM(PreTrainedModel):
+class ByteLM(HubModel):
     """A byte-level language model around a token-trained transformer (arXiv 2602.01007).
 
     All inputs are packed: ``ids`` uint8 [T], each sequence beginning with BOS (0xFE), and ``cu_seqlens`` int32 [S+1].
@@ -141,8 +166,8 @@ class ByteLM(PreTrainedModel):
         if boundary is not None:
             routing = bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
         chunks = self.core(bytekernels.gather_chunks(h, routing), routing.cu_chunks)
-        logits = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
-        return ByteLMOutput(logits, routing, h, chunks)
+        logits, draft = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
+        return ByteLMOutput(logits, routing, h, chunks, draft)
 
     def drop_token_head(self) -> None:
         """Forget the teacher's token head, which no stage after distillation reads."""
@@ -159,30 +184,98 @@ class ByteLM(PreTrainedModel):
         return DecodingState(
             self.encoder.stack.empty_state(sequences),
             self.decoder.stack.empty_state(sequences),
-            [self.core.empty_cache() for _ in range(sequences)],
-            chunks_seen=[0] * sequences,
+            self.core.empty_cache(sequences),
+            self.dechunk.null.detach().repeat(sequences, 1),
         )
 
     @torch.no_grad()
-    def step(self, ids: Tensor, boundary: Tensor, state: DecodingState) -> Tensor:
+    def prefill(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None) -> Prefill:
+        """Read whole sequences at once, up to the decision whether a chunk ends on each one's last byte.
+
+        Args:
+            ids: uint8 [T], each sequence beginning with BOS; none may be empty.
+            cu_seqlens: int32 [S+1].
+            boundary: bool [T], where chunks end (always at BOS); the router decides where it is None.
+
+        Raises:
+            TypeError, ValueError: ``cu_seqlens`` does not cut ``ids`` into sequences that are not empty; a sequence has
+                more chunks than the core has positions; the dechunk weight is ``lookahead``.
+        """
+        check_cu_seqlens(cu_seqlens, ids.shape[0])
+        sequences, ends = cu_seqlens.shape[0] - 1, cu_seqlens[1:].long() - 1
+        if bool((ends < cu_seqlens[:-1]).any()):
+            raise ValueError(
+                f"every sequence must begin with BOS, got cu_seqlens {cu_seqlens.tolist()} with an empty one"
+            )
+        if self.config.dechunk == "lookahead":
+            raise ValueError(
+                "the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'"
+            )
+        state = self.empty_state(sequences)
+        state.encoder.clear()
+        h = self.encoder(ids, cu_seqlens, state.encoder)
+        if boundary is None:
+            boundary = self.router(h, ids, cu_seqlens).boundary.clone()
+            if self.config.lookahead:
+                boundary[ends] = ids[ends] == BOS
+        before = torch.ones_like(boundary)  # all but the last byte of each sequence
+        before[ends] = False
+        read = ids[before]
+        cu_read = cu_seqlens - torch.arange(sequences + 1, dtype=torch.int32, device=ids.device)
+        routing = bytekernels.routing_of((boundary | (ids == BOS))[before], cu_read)
+        chunks = self.core.prefill(bytekernels.gather_chunks(h[before], routing), routing.cu_chunks, state.cache)
+        held = self.dechunk.held(chunks, h[before], routing)
+        state.decoder.clear()
+        u = held + self.dechunk.residual(h[before])
+        logits, draft = self.decoder(u, read, cu_read, state.decoder)
+        last, some = (cu_read[1:].long() - 1).clamp(min=0), cu_read[1:] > cu_read[:-1]
+        if read.numel():
+            state.held = torch.where(some[:, None], held[last], state.held)
+        newest = [None if x is None else _rows_of(x, last, some) for x in (logits, draft)]
+        return Prefill(state, h[ends], cast(Tensor, newest[0]), newest[1], boundary)
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, boundary: Tensor, state: DecodingState, active: Tensor | None = None) -> Tensor:
         """One more byte for each of S sequences, together with the bit that was drawn with it.
 
         Args:
             ids: uint8 [S].
             boundary: bool [S], whether a chunk ends on the byte (always True for BOS).
             state: updated in place.
+            active: bool [S], whose turn it is; None for all. The others' state stays, and their logits mean nothing.
 
         Returns:
             Logits [S, 512] of the byte that follows.
+
+        Raises:
+            ValueError: a sequence has as many chunks as the core has positions; the dechunk weight is ``lookahead``.
         """
-        h = self.encoder.step(ids, state.encoder)
-        rows = (boundary | (ids == BOS)).nonzero().flatten().tolist()
-        first = [state.chunks_seen[row] == 0 for row in rows]
-        chunks = self.core.step(h[rows], [state.caches[row] for row in rows])
-        for row in rows:
-            state.chunks_seen[row] += 1
-        state.held = self.dechunk.step(state.held, chunks, h, rows, first)
-        return self.decoder.step(state.held + self.dechunk.residual(h), ids, state.decoder)
+        h = self.encoder.step(ids, state.encoder, active)
+        closed = boundary | (ids == BOS)
+        if active is not None:
+            closed = closed & active
+        if bool(closed.any()):
+            self.close_chunks(h, closed, state)
+        return self.step_decoder(h, ids, state, active)[0]
+
+    def close_chunks(self, h: Tensor, closed: Tensor, state: DecodingState) -> None:
+        """The middle of a step: the core reads a chunk of each sequence in ``closed`` (bool [S]), ended by ``h``."""
+        first = state.cache.lengths == 0
+        chunks = self.core.step(h, state.cache, closed)
+        state.held.copy_(self.dechunk.step(state.held, chunks, h, closed, first))
+
+    def step_decoder(
+        self, h: Tensor, ids: Tensor, state: DecodingState, active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The end of a step: logits [S, 512] after bytes whose chunks are closed, and the draft head's [S, 256]."""
+        return self.decoder.step(state.held + self.dechunk.residual(h), ids, state.decoder, active)
+
+
+def _rows_of(x: Tensor, rows: Tensor, given: Tensor) -> Tensor:
+    """``x[rows]``, zeros where not given: [S, ...]."""
+    if x.shape[0] == 0:
+        return x.new_zeros(rows.shape[0], *x.shape[1:])
+    return x[rows] * given[:, None]
 
 
 def core_settings(teacher: PreTrainedModel) -> dict:

@@ -1,14 +1,14 @@
 """The core: the teacher's own transformer, run over packed chunks."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AutoModel, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
 from bytekernels.ragged import positions
+from models.chunk_cache import CacheStep, ChunkCache
 from models.config import ByteLMConfig
 
 ATTENTION = "bytekernels_packed"
@@ -27,32 +27,36 @@ def packed_attention(
     softcap: float | None = None,
     cu_chunks: Tensor | None = None,
     longest: int = 0,
+    step: CacheStep | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sequence of a packed batch, for transformers' ``AttentionInterface``.
 
     Args:
         module: the attention module (unused; part of the interface).
-        query, key, value: [1, heads, M, head_dim] packed, or [B, heads, M, head_dim] when decoding with a cache.
+        query, key, value: [1, heads, M, head_dim] packed, or with ``step`` [S, heads, 1, head_dim] queries and keys and
+            values that the cache gave.
         attention_mask: always None: no M x M mask is ever made.
         scaling: of the logits.
         dropout: not supported while packed; must be 0.
         sliding_window: keys further back than this are not seen.
         softcap: not supported.
-        cu_chunks: int32 [S+1], or None when decoding: then all keys belong to the one sequence, up to the last query.
+        cu_chunks: int32 [S+1], or None with ``step``.
         longest: rows of the longest sequence, which CUDA's kernel asks for.
+        step: one more chunk for each of S sequences, and which of the keys each sees.
 
     Returns:
-        [1, M, heads, head_dim] and None.
+        [1, M, heads, head_dim], or [S, 1, heads, head_dim] with ``step``, and None.
 
     Raises:
         ValueError: dropout or soft-capping is asked for.
     """
     if dropout or softcap:
         raise ValueError(f"packed attention has neither dropout nor softcap, got dropout={dropout}, softcap={softcap}")
+    if step is not None:
+        return _attend_to_cache(query, key, value, scaling, step.mask(sliding_window)), None
     if cu_chunks is None:
-        out = _attend(query, key, value, scaling, sliding_window)
-        return out.transpose(1, 2), None
+        raise ValueError("packed attention needs cu_chunks, the chunks' offsets, or step: run it through run_packed")
     if query.device.type == "cuda":
         return _varlen(query, key, value, cu_chunks, longest, scaling, sliding_window), None
     return _by_sequence(query, key, value, cu_chunks, scaling, sliding_window), None
@@ -73,16 +77,25 @@ def _by_sequence(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    rows, columns = query.shape[2], key.shape[2]
-    mask = None
-    if (window is not None and columns > window) or rows not in (1, columns):
-        behind = torch.arange(columns - rows, columns, device=query.device)[:, None] - torch.arange(
-            columns, device=query.device
-        )
-        mask = (behind >= 0) & (behind < (window or columns))
+    rows, mask = query.shape[2], None
+    if window is not None and rows > window:
+        place = torch.arange(rows, device=query.device)
+        behind = place[:, None] - place
+        mask = (behind >= 0) & (behind < window)
     return F.scaled_dot_product_attention(
         query, key, value, mask, scale=scaling, is_causal=mask is None and rows > 1, enable_gqa=True
     )
+
+
+def _attend_to_cache(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor) -> Tensor:
+    """One query for each of S sequences, [S, heads, 1, head_dim], to [S, 1, heads, head_dim]; mask [S, 1, 1, L].
+
+    The query heads that share keys are the rows of one product, so that keys need not be repeated.
+    """
+    sequences, heads, _, head_dim = query.shape
+    grouped = query.view(sequences, key.shape[1], heads // key.shape[1], head_dim)
+    out = F.scaled_dot_product_attention(grouped, key, value, mask, scale=scaling)
+    return out.reshape(sequences, 1, heads, head_dim)
 
 
 def _varlen(
@@ -109,25 +122,32 @@ def _varlen(
 AttentionInterface.register(ATTENTION, packed_attention)
 
 
-def run_packed(backbone: PreTrainedModel, embeddings: Tensor, cu_chunks: Tensor) -> Tensor:
+def run_packed(
+    backbone: PreTrainedModel, embeddings: Tensor, cu_chunks: Tensor, cache: ChunkCache | None = None
+) -> Tensor:
     """Run a transformer over packed sequences.
 
     Args:
         backbone: a model without head that accepts ``inputs_embeds``, set to :data:`ATTENTION` (:func:`use_packed`).
         embeddings: [M, d_core].
         cu_chunks: int32 [S+1].
+        cache: an empty one, which then holds the sequences' keys and values.
 
     Returns:
         [M, d_core], the last hidden state (after the model's last norm).
     """
     if embeddings.shape[0] == 0:
         return embeddings
+    longest = int((cu_chunks[1:] - cu_chunks[:-1]).max())
+    if cache is not None:
+        cache.begin_prefill(cu_chunks, embeddings.shape[0], longest)
     return backbone(
         inputs_embeds=embeddings[None],
         position_ids=positions(cu_chunks, embeddings.shape[0])[None],
         cu_chunks=cu_chunks,
-        longest=int((cu_chunks[1:] - cu_chunks[:-1]).max()),
-        use_cache=False,
+        longest=longest,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state[0]
 
 
@@ -149,13 +169,42 @@ class Core(nn.Module):
         """[M, d_core] to [M, d_core], causal inside each sequence."""
         return run_packed(self.backbone, chunks.to(self.backbone.dtype), cu_chunks)
 
-    def step(self, chunks: Tensor, caches: Sequence[DynamicCache]) -> Tensor:
-        """One more chunk for each of S sequences, [S, d_core] to [S, d_core]; each has a cache of its own."""
-        outputs = []
-        for row, cache in zip(chunks.to(self.backbone.dtype), caches, strict=True):
-            out = self.backbone(inputs_embeds=row[None, None], past_key_values=cache, use_cache=True)
-            outputs.append(out.last_hidden_state[0, 0])
-        return torch.stack(outputs) if outputs else chunks
+    def prefill(self, chunks: Tensor, cu_chunks: Tensor, cache: ChunkCache) -> Tensor:
+        """As :meth:`forward`, and the empty cache then holds every sequence's keys and values."""
+        if chunks.shape[0] == 0:
+            return chunks
+        return run_packed(self.backbone, chunks.to(self.backbone.dtype), cu_chunks, cache)
 
-    def empty_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.backbone.config)
+    def step(self, chunks: Tensor, cache: ChunkCache, active: Tensor) -> Tensor:
+        """One more chunk for each active sequence.
+
+        Args:
+            chunks: [S, d_core].
+            cache: updated in place.
+            active: bool [S]; the rows of the others mean nothing, and the cache does not keep them.
+
+        Returns:
+            [S, d_core].
+
+        Raises:
+            ValueError: an active sequence has as many chunks as the core has positions.
+        """
+        step = cache.begin_step(active)
+        out = self.backbone(
+            inputs_embeds=chunks.to(self.backbone.dtype)[:, None],
+            position_ids=cache.lengths[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            step=step,
+        ).last_hidden_state[:, 0]
+        cache.end_step(active)
+        return out
+
+    def empty_cache(self, sequences: int) -> ChunkCache:
+        config, parameter = self.backbone.config, next(self.backbone.parameters())
+        return ChunkCache(sequences, config.num_hidden_layers, self.max_chunks, parameter.device)
+
+    @property
+    def max_chunks(self) -> int:
+        """Positions that the core has: the most chunks of a sequence."""
+        return self.backbone.config.max_position_embeddings

@@ -1,7 +1,5 @@
 """From chunks back to bytes, without telling a byte what comes after it."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +32,13 @@ class Dechunk(nn.Module):
 
     def forward(self, chunks: Tensor, h: Tensor, routing: Routing) -> Tensor:
         """[M, d_core] chunks and [T, d_core] encoder states to [T, d_core]."""
+        return self._spread(chunks, h, routing, self.residual(h))
+
+    def held(self, chunks: Tensor, h: Tensor, routing: Routing) -> Tensor:
+        """What each byte reads without the residual, z or null: [T, d_core]."""
+        return self._spread(chunks, h, routing, None)
+
+    def _spread(self, chunks: Tensor, h: Tensor, routing: Routing, residual: Tensor | None) -> Tensor:
         weight = None
         if self.kind == "causal":
             weight = torch.sigmoid(self.weight_logits(bytekernels.gather_chunks(h, routing)))
@@ -43,37 +48,34 @@ class Dechunk(nn.Module):
         if routing.prob.requires_grad:  # straight-through: the probability of what the router chose
             confidence = torch.where(routing.boundary, routing.prob, 1 - routing.prob)
         return bytekernels.dechunk(
-            chunks, routing, weight=weight, null=self.null, residual=self.residual(h), confidence=confidence
+            chunks, routing, weight=weight, null=self.null, residual=residual, confidence=confidence
         )
 
-    def step(
-        self, held: Tensor | None, chunks: Tensor, h: Tensor, rows: Sequence[int], first: Sequence[bool]
-    ) -> Tensor:
-        """Newest chunk state of S sequences after those in ``rows`` have finished a chunk.
-
-        Args:
-            held: [S, d_core], the states before.
-            chunks: [len(rows), d_core], the finished chunks.
-            h: [S, d_core], encoder states of the bytes that finished them.
-            rows: the sequences that finished a chunk.
-            first: for each of them, whether it is the sequence's first.
-
-        Returns:
-            [S, d_core]; ``held`` is left as it was.
-
-        Raises:
-            ValueError: the ``lookahead`` weight, which cannot be had when generating.
-        """
+    def check_causal(self) -> None:
+        """Raise a ValueError for the ``lookahead`` weight, which cannot be had when generating."""
         if self.kind == "lookahead":
             raise ValueError(
                 "the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'"
             )
-        state = (self.null.expand(h.shape[0], -1) if held is None else held).clone().to(chunks.dtype)
+
+    def step(self, held: Tensor, chunks: Tensor, h: Tensor, closed: Tensor, first: Tensor) -> Tensor:
+        """What S sequences hold after some of them have finished a chunk.
+
+        Args:
+            held: [S, d_core], z before.
+            chunks: [S, d_core], the finished chunks; the rows of other sequences mean nothing.
+            h: [S, d_core], encoder states of the bytes that finished them.
+            closed: bool [S], who finished a chunk.
+            first: bool [S], whose chunk is the sequence's first.
+
+        Returns:
+            [S, d_core] in held's dtype; ``held`` is left as it was.
+
+        Raises:
+            ValueError: the ``lookahead`` weight, which cannot be had when generating.
+        """
+        self.check_causal()
         if self.kind == "causal":
-            weight = torch.sigmoid(self.weight_logits(h[list(rows)]))
-            weight = torch.where(torch.tensor(list(first), dtype=torch.bool, device=weight.device), 1.0, weight)[
-                :, None
-            ]
-            chunks = weight * chunks + (1 - weight) * state[list(rows)]
-        state[list(rows)] = chunks.to(state.dtype)
-        return state
+            weight = torch.sigmoid(self.weight_logits(h)).masked_fill(first, 1.0)[:, None]
+            chunks = weight * chunks + (1 - weight) * held
+        return torch.where(closed[:, None], chunks.to(held.dtype), held)

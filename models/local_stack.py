@@ -37,12 +37,15 @@ class Mamba2Mixer(nn.Module):
         A = -torch.exp(self.A_log.float())
         return self.conv1d.weight[:, 0], self.conv1d.bias, A, self.D, self.dt_bias, self.norm.weight
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None, states: list[MixerState] | None = None
+    ) -> Tensor:
         """Mix each sequence of a packed batch: [T, d] to [T, d].
 
-        With ``ids`` (uint8 [T]) hidden is a table [256, d] of rows by byte value, and in_proj runs over it alone.
+        With ``ids`` (uint8 [T]) hidden is a table [256, d] of rows by byte value, and in_proj runs over it alone. To
+        ``states`` the state is added from which :meth:`step` goes on.
         """
-        mixed = bytekernels.mamba2_mixer(
+        mixed, final = bytekernels.mamba2_mixer(
             self.in_proj(hidden),
             *self._weights(),
             cu_seqlens,
@@ -50,11 +53,14 @@ class Mamba2Mixer(nn.Module):
             num_groups=self.groups,
             eps=self.eps,
             ids=ids,
+            return_final_states=True,
         )
+        if states is not None:
+            states.append(MixerState.after(final))
         return self.out_proj(mixed)
 
-    def step(self, hidden: Tensor, state: MixerState) -> Tensor:
-        """Mix one more row of each of S sequences, [S, d] to [S, d]; the state is updated in place."""
+    def step(self, hidden: Tensor, state: MixerState, active: Tensor | None = None) -> Tensor:
+        """Mix one more row of each of S sequences, [S, d] to [S, d]; active ones' state is updated in place."""
         mixed = bytekernels.mamba2_mixer_step(
             self.in_proj(hidden),
             *self._weights(),
@@ -62,6 +68,7 @@ class Mamba2Mixer(nn.Module):
             head_dim=self.head_dim,
             num_groups=self.groups,
             eps=self.eps,
+            active=active,
         )
         return self.out_proj(mixed)
 
@@ -80,7 +87,12 @@ class Block(nn.Module):
         self.mixer = Mamba2Mixer(config, num_layers)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, cu_seqlens: Tensor, ids: Tensor | None = None
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cu_seqlens: Tensor,
+        ids: Tensor | None = None,
+        states: list[MixerState] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The mixer's output [T, d], and the sum before it, which it is still to be added to.
 
@@ -89,11 +101,13 @@ class Block(nn.Module):
         x, residual = self.norm(x, residual)
         if ids is not None:
             residual = bytekernels.byte_table(ids, residual)
-        return self.mixer(x, cu_seqlens, ids), residual
+        return self.mixer(x, cu_seqlens, ids, states), residual
 
-    def step(self, x: Tensor, residual: Tensor | None, state: MixerState) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, residual: Tensor | None, state: MixerState, active: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         x, residual = self.norm(x, residual)
-        return self.mixer.step(x, state), residual
+        return self.mixer.step(x, state, active), residual
 
 
 class LocalStack(nn.Module):
@@ -104,25 +118,34 @@ class LocalStack(nn.Module):
         self.blocks = nn.ModuleList(Block(config, num_layers) for _ in range(num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None, states: list[MixerState] | None = None
+    ) -> Tensor:
         """[T, d] to [T, d], each sequence by itself.
 
         With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``: the first norm and in_proj, which
-        see nothing but the byte, then run over 256 rows in place of T.
+        see nothing but the byte, then run over 256 rows in place of T. To ``states`` each block adds the state from
+        which :meth:`step` goes on.
         """
         residual = None
         if ids is not None and not self.blocks:
             x = bytekernels.byte_table(ids, x)
         for block in self._typed_blocks:
-            x, residual = block(x, residual, cu_seqlens, ids)
+            x, residual = block(x, residual, cu_seqlens, ids, states)
             ids = None
         return self.norm(x, residual)[0]
 
-    def step(self, x: Tensor, states: list[MixerState]) -> Tensor:
-        """One more row of each of S sequences, [S, d] to [S, d]; the states are updated in place."""
+    def step(self, x: Tensor, states: list[MixerState], active: Tensor | None = None) -> Tensor:
+        """One more row of each of S sequences, [S, d] to [S, d].
+
+        Args:
+            x: [S, d].
+            states: updated in place.
+            active: bool [S] or None for all; the others' states stay, and their rows mean nothing.
+        """
         residual = None
         for block, state in zip(self._typed_blocks, states, strict=True):
-            x, residual = block.step(x, residual, state)
+            x, residual = block.step(x, residual, state, active)
         return self.norm(x, residual)[0]
 
     def empty_state(self, sequences: int) -> list[MixerState]:

@@ -86,6 +86,7 @@ def mamba2_mixer_step(
     eps: float,
     dt_min: float,
     dt_max: float,
+    active: Tensor | None,
 ) -> Tensor:
     sequences, heads, _, state_size = ssm.shape
     out = zxbcdt.new_empty(sequences, norm_weight.shape[0])
@@ -97,6 +98,7 @@ def mamba2_mixer_step(
         tuple(None if value is None else array(value.float().contiguous()) for value in parameters),
         (eps, dt_min, dt_max),
         (array(conv), array(position), array(ssm)),
+        None if active is None else array(active.contiguous()),
         array(out),
         threads(),
     )

@@ -193,9 +193,10 @@ def _take_step(
     eps: float,
     dt_min: float,
     dt_max: float,
+    active: Tensor | None,
 ) -> Tensor:
     parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
-    options = head_dim, num_groups, eps, dt_min, dt_max
+    options = head_dim, num_groups, eps, dt_min, dt_max, active
     out = _step(zxbcdt, *parameters, conv, position, ssm, *options).contiguous()
     torch.autograd.graph.increment_version((conv, position, ssm))
     return out
@@ -356,6 +357,7 @@ def mamba2_mixer_step(
     num_groups: int,
     eps: float = 1e-5,
     dt_limit: tuple[float, float] = (0.0, math.inf),
+    active: Tensor | None = None,
 ) -> Tensor:
     """One byte for each of S sequences: :func:`mamba2_mixer` continued by a single row. Has no gradient.
 
@@ -365,11 +367,14 @@ def mamba2_mixer_step(
             :func:`mamba2_mixer`.
         state: updated in place; conv [S, C, K], position int32 [S, H], ssm [S, H, P, N], each contiguous.
 
+        active: bool [S] or None for all. Where it is False the state keeps its bits, whatever the row of zxbcdt holds,
+            and the row of the output is zero.
+
     Returns:
         [S, H*P] in zxbcdt's dtype.
 
     Raises:
-        TypeError: a state of another dtype, or zxbcdt not floating.
+        TypeError: a state of another dtype, active not bool, or zxbcdt not floating.
         ValueError: shapes that do not match, a state that is not contiguous, groups that do not divide the heads, or
             limits out of order.
     """
@@ -386,8 +391,12 @@ def mamba2_mixer_step(
             raise TypeError(f"state.{name} must be {dtype} for zxbcdt in {zxbcdt.dtype}, got {value.dtype}")
         if not value.is_contiguous():
             raise ValueError(f"state.{name} must be contiguous, got strides {list(value.stride())}: use .contiguous()")
+    if active is not None:
+        if active.dtype != torch.bool:
+            raise TypeError(f"active must be bool, got {active.dtype}: use active.bool()")
+        _same("active", active, "[S]", [sequences])
     parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
-    options = head_dim, num_groups, eps, low, high
+    options = head_dim, num_groups, eps, low, high, active
     return mamba2_mixer_step_op(zxbcdt, *parameters, state.conv, state.position, state.ssm, *options)
 
 

@@ -80,6 +80,35 @@ def mamba2_mixer_step(
     eps: float,
     dt_min: float,
     dt_max: float,
+    active: Tensor | None,
+) -> Tensor:
+    parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
+    options = head_dim, num_groups, eps, dt_min, dt_max
+    if active is None:
+        return _step(zxbcdt, *parameters, conv, position, ssm, *options)
+    new_conv, new_position, new_ssm = conv.clone(), position.clone(), ssm.clone()
+    out = _step(zxbcdt, *parameters, new_conv, new_position, new_ssm, *options)
+    for value, new in ((conv, new_conv), (position, new_position), (ssm, new_ssm)):
+        value.copy_(torch.where(active.view(-1, *[1] * (value.dim() - 1)), new, value))
+    return out.masked_fill(~active[:, None], 0.0)
+
+
+def _step(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    A: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    norm_weight: Tensor,
+    conv: Tensor,
+    position: Tensor,
+    ssm: Tensor,
+    head_dim: int,
+    num_groups: int,
+    eps: float,
+    dt_min: float,
+    dt_max: float,
 ) -> Tensor:
     inner, heads, taps = norm_weight.shape[0], A.shape[0], conv.shape[2]
     z, xbc, dt = columns(zxbcdt, inner, heads)

@@ -61,8 +61,8 @@ def mamba2_mixer_step(
 ) -> Work:
     """A row of zxbcdt for each sequence in, an output out; the float32 states read and written, float32 parameters.
 
-    Of the ring K-1 slots are read and one is written. FLOPs: the state's decay, inflow and sum (5 a value), the taps
-    (2 each).
+    ``sequences`` are those that are active: of others next to nothing is moved. Of the ring K-1 slots are read and one
+    is written. FLOPs: the state's decay, inflow and sum (5 a value), the taps (2 each).
     """
     inner, channels = _widths(heads, headdim, d_state, groups)
     states = 2 * inner * d_state + taps * channels + 2 * heads

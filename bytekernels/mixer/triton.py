@@ -39,6 +39,7 @@ def _convolved(p_row, p_ring, p_weight, p_bias, o_c, m_c, is_owner, position, K:
         "HAS_BIAS": lambda args: args["p_bias"] is not None,
         "HAS_D": lambda args: args["p_D"] is not None,
         "HAS_DT_BIAS": lambda args: args["p_dt_bias"] is not None,
+        "HAS_ACTIVE": lambda args: args["p_active"] is not None,
     }
 )
 @triton.jit
@@ -52,6 +53,7 @@ def step_kernel(
     p_conv,
     p_position,
     p_ssm,
+    p_active,
     p_y,
     stride,
     dt_min,
@@ -64,14 +66,18 @@ def step_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_DT_BIAS: tl.constexpr,
+    HAS_ACTIVE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """x, B, C = silu(conv); S = exp(Delta A) S + Delta x (x) B; y = S C + D x: one head of one sequence.
 
-    Channels that heads share go into the ring from the first head of their group.
+    Channels that heads share go into the ring from the first head of their group. A sequence that is not active keeps
+    its state, and its y is not written.
     """
     i_s = (tl.program_id(0) // H).to(tl.int64)
+    if HAS_ACTIVE and tl.load(p_active + i_s) == 0:
+        return
     i_h = tl.program_id(0) % H
     i_g = i_h // (H // GROUPS)
     CHANNELS: tl.constexpr = H * P + 2 * GROUPS * N
@@ -195,11 +201,13 @@ def mamba2_mixer_step(
     eps: float,
     dt_min: float,
     dt_max: float,
+    active: Tensor | None,
 ) -> Tensor:
     sequences, heads, _, d_state = ssm.shape
     inner, taps = heads * head_dim, conv.shape[2]
     zxbcdt = zxbcdt if zxbcdt.stride(1) == 1 else zxbcdt.contiguous()
-    conv_bias, D, dt_bias = (None if value is None else value.contiguous() for value in (conv_bias, D, dt_bias))
+    optional = conv_bias, D, dt_bias, active
+    conv_bias, D, dt_bias, active = (None if value is None else value.contiguous() for value in optional)
     y = zxbcdt.new_empty(sequences, inner)
     block_n = triton.next_power_of_2(d_state)
     block_p = max(1, min(triton.next_power_of_2(head_dim), BLOCK // block_n))
@@ -215,6 +223,7 @@ def mamba2_mixer_step(
                 conv,
                 position,
                 ssm,
+                active,
                 y,
                 zxbcdt.stride(0),
                 dt_min,
@@ -228,7 +237,7 @@ def mamba2_mixer_step(
                 BLOCK_N=block_n,
                 num_warps=max(1, min(8, block_p * block_n // 256)),
             )
-    return norm_room.gated_rms_norm(y, zxbcdt[:, :inner], norm_weight, inner // num_groups, eps)
+    return norm_room.gated_rms_norm(y, zxbcdt[:, :inner], norm_weight, inner // num_groups, eps, active=active)
 
 
 def _columns(zxbcdt: Tensor, inner: int, heads: int, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

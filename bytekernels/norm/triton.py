@@ -142,12 +142,13 @@ def rms_norm_backward_kernel(
     tl.store(p_parts + i_part * D + o_d, tl.sum(b_dweight, 0)[None, :], mask=o_d < D)
 
 
-@triton.heuristics({"UNIT": _unit("stride_y", "stride_z")})
+@triton.heuristics({"HAS_ACTIVE": lambda args: args["p_active"] is not None, "UNIT": _unit("stride_y", "stride_z")})
 @triton.jit(do_not_specialize=["rows", "share"])
 def gated_rms_norm_kernel(
     p_y,
     p_z,
     p_weight,
+    p_active,
     p_out,
     rows,
     share,
@@ -156,11 +157,12 @@ def gated_rms_norm_kernel(
     eps,
     D: tl.constexpr,
     SIZE: tl.constexpr,
+    HAS_ACTIVE: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """h = y silu(z), out = h / sqrt(mean(h^2) + eps) * weight over the SIZE columns of a group."""
+    """h = y silu(z), out = h / sqrt(mean(h^2) + eps) * weight over the SIZE columns of a group; 0 where not active."""
     o_first = (tl.program_id(0) // (D // SIZE)).to(tl.int64) * share
     o_size = tl.arange(0, BLOCK_D)[None, :]
     o_d = tl.program_id(0) % (D // SIZE) * SIZE + o_size
@@ -169,8 +171,12 @@ def gated_rms_norm_kernel(
         o_r = o_first + i + tl.arange(0, BLOCK_R)
         m_r = o_r < rows
         mask = m_r[:, None] & (o_size < SIZE)
-        b_y = tl.load(_at(p_y, o_r, o_d, stride_y, UNIT), mask=mask, other=0.0).to(tl.float32)
-        b_z = tl.load(_at(p_z, o_r, o_d, stride_z, UNIT), mask=mask, other=0.0).to(tl.float32)
+        m_read = mask
+        if HAS_ACTIVE:
+            m_r &= tl.load(p_active + o_r, mask=m_r, other=0) != 0
+            m_read &= m_r[:, None]
+        b_y = tl.load(_at(p_y, o_r, o_d, stride_y, UNIT), mask=m_read, other=0.0).to(tl.float32)
+        b_z = tl.load(_at(p_z, o_r, o_d, stride_z, UNIT), mask=m_read, other=0.0).to(tl.float32)
         b_h = b_y * (b_z * tl.sigmoid(b_z))
         tl.store(p_out + o_r[:, None] * D + o_d, b_h * _scale(b_h, m_r, eps, SIZE) * b_weight, mask=mask)
 
@@ -242,7 +248,10 @@ def add_rms_norm_backward(
     return _backward(dy, dtotal, x, residual, weight, eps)
 
 
-def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: float) -> Tensor:
+def gated_rms_norm(
+    y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: float, *, active: Tensor | None = None
+) -> Tensor:
+    """As the reference; rows that are not active, bool [T], are not read and give zeros."""
     out = y.new_empty(y.shape)
     rows_y, rows_z = _rows(y), _rows(z)
     rows, width = rows_y.shape
@@ -255,6 +264,7 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, group_size: int, eps: f
                 rows_y,
                 rows_z,
                 weight.contiguous(),
+                active,
                 out,
                 rows,
                 share,

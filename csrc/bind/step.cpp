@@ -40,7 +40,7 @@ StepShape step_shape(const Sizes& sizes) {
 
 template <class E>
 void step(const Sizes& sizes, const RowsArray& zxbcdt, const Parameters& parameters, const Options& options,
-          const State& state, const Array& out, int threads) {
+          const State& state, const OptionalArray& active, const Array& out, int threads) {
   const StepShape shape = step_shape(sizes);
   const auto& [conv_weight, conv_bias, A, D, dt_bias, norm_weight] = parameters;
   const auto [eps, dt_min, dt_max] = options;
@@ -55,6 +55,7 @@ void step(const Sizes& sizes, const RowsArray& zxbcdt, const Parameters& paramet
                              optional_pointer<const float>(D, shape.heads, "D"),
                              optional_pointer<const float>(dt_bias, shape.heads, "dt_bias"),
                              pointer<const float>(norm_weight, shape.inner(), "norm_weight"),
+                             optional_pointer<const uint8_t>(active, shape.sequences, "active"),
                              eps,
                              dt_min,
                              dt_max};
@@ -73,10 +74,11 @@ BYTEKERNELS_BIND(m) {
   m.def(
       "mamba2_mixer_step",
       [](bool narrow, const Sizes& sizes, const RowsArray& zxbcdt, const Parameters& parameters, const Options& options,
-         const State& state, const Array& out,
-         int threads) { (narrow ? step<bf16> : step<float>)(sizes, zxbcdt, parameters, options, state, out, threads); },
-      "bf16"_a, "sizes"_a, "zxbcdt"_a, "parameters"_a, "options"_a, "state"_a, "out"_a, "threads"_a,
-      "Writes out and updates the state. Sizes: S, H, P, G, N, K; options: eps, dt_min, dt_max.");
+         const State& state, const OptionalArray& active, const Array& out, int threads) {
+        (narrow ? step<bf16> : step<float>)(sizes, zxbcdt, parameters, options, state, active, out, threads);
+      },
+      "bf16"_a, "sizes"_a, "zxbcdt"_a, "parameters"_a, "options"_a, "state"_a, "active"_a, "out"_a, "threads"_a,
+      "Writes out and updates the state of active sequences. Sizes: S, H, P, G, N, K; options: eps, dt_min, dt_max.");
 }
 
 }  // namespace bytekernels::step_bindings

@@ -1,8 +1,10 @@
 // The step in three passes: B and C of each (sequence, group); each (sequence, head), whose state is read and written
-// once; the gated norm of each sequence's row, in place. What a pass computes depends on no other sequence or thread.
+// once; the gated norm of each sequence's row, in place. What a pass computes depends on no other sequence or thread,
+// and no pass touches a sequence that is not active.
 #include "step.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "../conv.h"
 #include "../norm.h"
@@ -34,26 +36,50 @@ class Step {
         padded_state_(round_up(shape.d_state, kLanes)),
         padded_head_(round_up(shape.headdim, kLanes)),
         arena_(2 * shape.sequences * shape.groups * padded_state_),
-        shared_(arena_.take(2 * shape.sequences * shape.groups * padded_state_)) {}
+        shared_(arena_.take(2 * shape.sequences * shape.groups * padded_state_)) {
+    active_.reserve(shape.sequences);
+    for (int64_t s = 0; s < shape.sequences; ++s) {
+      if (is_active(s)) active_.push_back(s);
+    }
+  }
 
   void run(int threads) {
     const int64_t n = shape_.d_state, ring_bytes = 2 * K * sizeof(float);
-    parallel_for(shape_.sequences * shape_.groups, grain_of(2 * n * ring_bytes), threads, [&](Range range) {
-      for (int64_t i = range.begin; i < range.end; ++i) fill_shared(i / shape_.groups, i % shape_.groups);
+    const int64_t count = static_cast<int64_t>(active_.size());
+    parallel_for(count * shape_.groups, grain_of(2 * n * ring_bytes), threads, [&](Range range) {
+      for (int64_t i = range.begin; i < range.end; ++i) fill_shared(active_[i / shape_.groups], i % shape_.groups);
     });
     const int64_t head_bytes = shape_.headdim * (2 * n * static_cast<int64_t>(sizeof(float)) + ring_bytes);
-    parallel_for(shape_.sequences * shape_.heads, grain_of(head_bytes), threads, [&](Range range) {
+    parallel_for(count * shape_.heads, grain_of(head_bytes), threads, [&](Range range) {
       Arena lines(3 * padded_head_);
       float *const x = lines.take(padded_head_), *const inflow = lines.take(padded_head_);
       float* const y = lines.take(padded_head_);
-      for (int64_t i = range.begin; i < range.end; ++i) head(i / shape_.heads, i % shape_.heads, x, inflow, y);
+      for (int64_t i = range.begin; i < range.end; ++i) head(active_[i / shape_.heads], i % shape_.heads, x, inflow, y);
     });
-    const int64_t inner = shape_.inner();
-    const NormShape norm{shape_.sequences, inner, inner / shape_.groups, inputs_.eps};
-    gated_rms_norm<E>(norm, {out_, inner}, inputs_.zxbcdt, inputs_.norm_weight, out_, threads);
+    normalise(threads);
   }
 
  private:
+  bool is_active(int64_t sequence) const { return !inputs_.active || inputs_.active[sequence]; }
+
+  // The gated norm of each run of active rows; zeros elsewhere.
+  void normalise(int threads) const {
+    const int64_t inner = shape_.inner();
+    for (int64_t s = 0, end; s < shape_.sequences; s = end) {
+      const bool active = is_active(s);
+      end = s + 1;
+      while (end < shape_.sequences && is_active(end) == active) ++end;
+      E* const rows = out_ + s * inner;
+      if (active) {
+        const NormShape norm{end - s, inner, inner / shape_.groups, inputs_.eps};
+        const Rows<const E> z{inputs_.zxbcdt[s], inputs_.zxbcdt.stride};
+        gated_rms_norm<E>(norm, {rows, inner}, z, inputs_.norm_weight, rows, threads);
+      } else {
+        std::fill_n(rows, (end - s) * inner, E{});
+      }
+    }
+  }
+
   // B of a group, and padded_state_ floats later C.
   float* shared(int64_t sequence, int64_t group) const {
     return shared_ + 2 * (sequence * shape_.groups + group) * padded_state_;
@@ -154,7 +180,8 @@ class Step {
   int64_t padded_state_;
   int64_t padded_head_;
   Arena arena_;
-  float* shared_;  // [S, G, 2, N], B and C
+  float* shared_;                // [S, G, 2, N], B and C
+  std::vector<int64_t> active_;  // the sequences that take the step
 };
 
 }  // namespace

@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from rooms import byte_table, conv, dechunk, mixer, norm, route, ssd, step
+from rooms import byte_table, conv, dechunk, mixer, norm, route, sample, ssd, step
 from rooms.batch import Case
 
 import bytekernels
@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Case]] = {
     "mixer": mixer.CASES,
     "norm": norm.CASES,
     "route": route.CASES,
+    "sample": sample.CASES,
     "ssd": ssd.CASES,
     "step": step.CASES,
 }

@@ -222,6 +222,7 @@ def test_what_the_extension_refuses_to_step(place, value, message):
             tuple(map(extension.array, parameters.values())),
             others["options"],
             tuple(map(extension.array, states.values())),
+            None,
             extension.array(others["out"]),
             1,
         )
@@ -255,7 +256,7 @@ def test_step_opcheck():
     case = Case([1, 1], torch.float32)
     state = MixerState.after(MixerStates(case.values["conv"], case.values["ssm"]))
     states = state.conv, state.position, state.ssm
-    arguments = (case.values["zxbcdt"], *case.weights, *states, 4, 2, 1e-5, 0.0, 9.0)
+    arguments = (case.values["zxbcdt"], *case.weights, *states, 4, 2, 1e-5, 0.0, 9.0, None)
     torch.library.opcheck(op.mamba2_mixer_step_op, arguments)
 
 

@@ -29,6 +29,7 @@ def _mixer(size: tuple[int, int, int, int], batch: Batch, table: bool, dtype: to
 
 
 def _step(size: tuple[int, int, int, int], sequences: int, bare: bool, dtype: torch.dtype) -> None:
+    """A step with every option and a mask, or with none."""
     heads, head_dim, groups, d_state = size
     conv_weight, conv_bias, A, D, dt_bias, norm_weight = _weights(*size)
     zxbcdt = empty(sequences, heads * head_dim + len(conv_weight) + heads, dtype=dtype)
@@ -36,7 +37,8 @@ def _step(size: tuple[int, int, int, int], sequences: int, bare: bool, dtype: to
     position = empty(sequences, heads, dtype=torch.int32)
     ssm = empty(sequences, heads, head_dim, d_state, dtype=torch.float32)
     given = (conv_weight, None, A, None, None) if bare else (conv_weight, conv_bias, A, D, dt_bias)
-    mixer.mamba2_mixer_step(zxbcdt, *given, norm_weight, conv, position, ssm, head_dim, groups, *OPTIONS)
+    active = None if bare else empty(sequences, dtype=torch.bool)
+    mixer.mamba2_mixer_step(zxbcdt, *given, norm_weight, conv, position, ssm, head_dim, groups, *OPTIONS, active)
 
 
 MODEL = (48, 64, 1, 128)

@@ -1,0 +1,104 @@
+"""Strings that end a text: found on the device byte by byte, and kept out of what is streamed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from models.utf8 import Utf8Stream, to_bytes
+
+Stops = str | bytes | Sequence[str | bytes] | Sequence[Sequence[str | bytes]]
+
+
+def stops_for_each(stop: Stops, prompts: int) -> list[list[bytes]]:
+    """The stop strings of each prompt, longest first.
+
+    Raises:
+        ValueError: an empty string, or sequences of strings that are not as many as prompts.
+    """
+    if isinstance(stop, str | bytes):
+        stop = [stop]
+    shared = all(isinstance(one, str | bytes) for one in stop)
+    each = [stop] * prompts if shared else list(stop)
+    if len(each) != prompts:
+        raise ValueError(
+            f"stop must be strings for all prompts or a sequence of them for each of {prompts}, got {stop!r}"
+        )
+    found = []
+    for strings in each:
+        encoded = {to_bytes(one) for one in ([strings] if isinstance(strings, str | bytes) else strings)}
+        if b"" in encoded:
+            raise ValueError(f"a stop string must not be empty, got {strings!r}")
+        found.append(sorted(encoded, key=lambda one: (-len(one), one)))
+    return found
+
+
+@dataclass
+class StopTable:
+    """Each slot's stop strings, right-aligned in rows of L bytes.
+
+    Attributes:
+        rows: uint8 [S, n, L].
+        free: bool [S, n, L], where any byte will do: before a string's beginning.
+        given: bool [S, n], the rows that hold a string at all.
+    """
+
+    rows: Tensor
+    free: Tensor
+    given: Tensor
+
+    @classmethod
+    def of(cls, stops: Sequence[Sequence[bytes]], device: torch.device) -> Self:
+        rows = max((len(strings) for strings in stops), default=0)
+        columns = max((len(one) for strings in stops for one in strings), default=0)
+        table = torch.zeros(len(stops), rows, columns, dtype=torch.uint8)
+        free = torch.ones(table.shape, dtype=torch.bool)
+        given = torch.zeros(table.shape[:2], dtype=torch.bool)
+        for slot, strings in enumerate(stops):
+            for row, one in enumerate(strings):
+                table[slot, row, columns - len(one) :] = torch.tensor(list(one), dtype=torch.uint8)
+                free[slot, row, columns - len(one) :] = False
+                given[slot, row] = True
+        return cls(table.to(device), free.to(device), given.to(device))
+
+    @property
+    def longest(self) -> int:
+        """L."""
+        return self.rows.shape[2]
+
+    def matches(self, tail: Tensor) -> Tensor:
+        """bool [S, n]: whether each slot's newest bytes, uint8 [S, L], end with each of its strings."""
+        return ((tail[:, None] == self.rows) | self.free).all(-1) & self.given
+
+
+class Release:
+    """The bytes of one text on their way out: the beginning of a stop string waits until it can't be one."""
+
+    def __init__(self, stops: Sequence[bytes]) -> None:
+        self._stops = stops
+        self._bytes = bytearray()
+        self._bits: list[bool] = []
+        self._utf8 = Utf8Stream()
+
+    def add(self, byte: int, bit: bool) -> None:
+        self._bytes.append(byte)
+        self._bits.append(bit)
+
+    def take(self, *, drop: int = 0, last: bool = False) -> tuple[bytes, tuple[bool, ...], str]:
+        """Bytes, bits and characters that may go out now: all where it is the last time, less ``drop`` at the end."""
+        size = len(self._bytes) - (drop if last else self._waiting())
+        data, bits = bytes(self._bytes[:size]), tuple(self._bits[:size])
+        del self._bytes[:size], self._bits[:size]
+        text = self._utf8.feed(data)
+        return data, bits, text + self._utf8.flush() if last else text
+
+    def _waiting(self) -> int:
+        """The length of the longest end of the bytes that begins a stop string."""
+        most = max((len(stop) for stop in self._stops), default=1) - 1
+        for size in range(min(most, len(self._bytes)), 0, -1):
+            end = bytes(self._bytes[-size:])
+            if any(stop.startswith(end) for stop in self._stops):
+                return size
+        return 0
