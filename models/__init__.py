@@ -3,18 +3,29 @@
 from models.byte_lm import ByteLM, ByteLMOutput
 from models.byte_tokenizer import ByteTokenizer
 from models.config import ByteLMConfig
-from models.generation import Generation, Sampling, generate
+from models.generation import generate, stream
 from models.likelihood import Score, score, token_score
+from models.sampling import Sampling
+from models.scoring import ContinuationScore, Scorer
+from models.token_scoring import TokenScorer
+from models.writer import Writer
+from models.written import Generation, Piece
 
 __all__ = [
     "ByteLM",
     "ByteLMConfig",
     "ByteLMOutput",
     "ByteTokenizer",
+    "ContinuationScore",
     "Generation",
+    "Piece",
     "Sampling",
     "Score",
+    "Scorer",
+    "TokenScorer",
+    "Writer",
     "generate",
     "score",
+    "stream",
     "token_score",
 ]

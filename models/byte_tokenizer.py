@@ -1,47 +1,109 @@
-"""Text to bytes and back: the only tokenizer a byte-level model needs."""
+"""The tokenizer of a byte-level model, as transformers wants one: UTF-8 bytes are the ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from bytekernels import BOS, EOS
+from models.config import ByteLMConfig
+from models.utf8 import to_bytes, to_text
+
+# A byte's token is the character with its number; the two marks have names.
+TOKENS = [chr(byte) for byte in range(BOS)] + ["<bos>", "<eos>"]
+IDS = {token: byte for byte, token in enumerate(TOKENS)}
 
 
-class ByteTokenizer:
-    """UTF-8 bytes are the ids. 0xFE begins a sequence and 0xFF ends a document; neither occurs in UTF-8.
+class ByteTokenizer(PreTrainedTokenizer):
+    """Text to ids 0 to 255, the bytes of its UTF-8 form, and back.
 
-    Args:
-        replace: byte 0xFE or 0xFF in the input becomes ``?`` instead of an error.
+    A sequence begins with BOS, 0xFE, where special tokens are asked for (the default); EOS, 0xFF, ends a document, and
+    pads, on the left. Text is never searched for special tokens: ``"<bos>"`` is five bytes. There is no vocabulary file
+    and nothing can be added to the 256 ids.
+
+    A prompt that is not text goes in as a list of its bytes: ``tokenizer(list(data))``.
+
+    Raises:
+        ValueError: a token that is none of the 256 is to be added.
     """
 
-    bos_token_id = BOS
-    eos_token_id = EOS
-    vocab_size = 256
+    padding_side = "left"
 
-    def __init__(self, *, replace: bool = False) -> None:
-        self.replace = replace
+    def __init__(
+        self, bos_token: str = TOKENS[BOS], eos_token: str = TOKENS[EOS], pad_token: str = TOKENS[EOS], **options: Any
+    ) -> None:
+        self.prefix_tokens = [BOS]
+        options["special_tokens_pattern"] = "prefix_suffix"
+        super().__init__(bos_token=bos_token, eos_token=eos_token, pad_token=pad_token, **options)
 
-    def encode(self, text: str | bytes) -> bytes:
-        """The bytes of ``text``, without BOS.
+    @property
+    def vocab_size(self) -> int:
+        return len(TOKENS)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(IDS)
+
+    def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
+        for token in map(str, new_tokens or ()):
+            if token not in IDS:
+                raise ValueError(
+                    f"token {token!r} can't be added: a byte-level model has the 256 bytes and no other ids; "
+                    "write the text itself, which is encoded as its bytes"
+                )
+        return super()._add_tokens(new_tokens, special_tokens)
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """A token for each byte of ``text`` and of ``pair`` after it; special tokens are not looked for.
 
         Raises:
-            ValueError: a byte string holds 0xFE or 0xFF, or a string a lone surrogate.
+            ValueError: the text has a lone surrogate.
         """
-        if isinstance(text, str):
-            try:
-                text = text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"text is not valid Unicode at character {error.start} ({text[error.start]!r}): "
-                    "lone surrogates have no UTF-8 form; remove them"
-                ) from None
-        if self.replace:
-            return text.replace(bytes([BOS]), b"?").replace(bytes([EOS]), b"?")
-        for reserved in (BOS, EOS):
-            at = text.find(reserved)
-            if at >= 0:
-                raise ValueError(
-                    f"byte 0x{reserved:02X} at offset {at} is reserved for the model's own marks; "
-                    "remove it or use ByteTokenizer(replace=True)"
-                )
-        return text
+        tokens = list(to_bytes(text + (pair or "")).decode("latin-1"))
+        return [TOKENS[BOS], *tokens] if add_special_tokens else tokens
 
-    def decode(self, ids: bytes) -> str:
-        """The text of ``ids``; marks are dropped and what is not UTF-8 becomes U+FFFD."""
-        return bytes(b for b in ids if b not in (BOS, EOS)).decode("utf-8", errors="replace")
+    def _convert_token_to_id(self, token: str) -> int | None:
+        return IDS.get(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < len(TOKENS):
+            raise ValueError(_not_a_byte(index))
+        return TOKENS[index]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens; the marks show as ``<bos>`` and ``<eos>``."""
+        return self._decode([IDS[token] for token in tokens])
+
+    def _decode(
+        self,
+        token_ids: int | Sequence[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
+    ) -> str:
+        """What is not UTF-8 shows as U+FFFD; the marks are dropped, or show as ``<bos>`` and ``<eos>``."""
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        try:
+            data = bytes(ids)
+        except ValueError:
+            raise ValueError(_not_a_byte(next(i for i in ids if not 0 <= i < len(TOKENS)))) from None
+        if skip_special_tokens:
+            data = data.translate(None, bytes(self.all_special_ids))
+        for mark in (BOS, EOS):
+            data = data.replace(bytes([mark]), TOKENS[mark].encode())
+        text = to_text(data)
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """There is nothing to save: the vocabulary is the bytes."""
+        return ()
+
+
+def _not_a_byte(index: int) -> str:
+    return f"id {index} is no byte: ids are 0 to {len(TOKENS) - 1}"
+
+
+AutoTokenizer.register(ByteLMConfig, ByteTokenizer)

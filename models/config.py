@@ -1,14 +1,22 @@
 """The shape of a byte-level model."""
 
+import math
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 DECHUNK_WEIGHTS = ("hold", "causal", "lookahead")
+# What transformers itself may write into a config.json beside its own fields.
+FOREIGN_SETTINGS = {
+    *("attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation", "num_labels"),
+    *("pad_token_id", "per_layer_config", "quantization_config", "tie_word_embeddings", "use_cache"),
+}
 
 
-@strict
 class ByteLMConfig(PreTrainedConfig):
     """Configuration of :class:`models.ByteLM`.
 
@@ -28,7 +36,12 @@ class ByteLMConfig(PreTrainedConfig):
         dechunk: ``hold`` (newest finished chunk), ``causal`` (EMA weight from a head on the byte's own state) or
             ``lookahead`` (EMA weight is the router's probability; leaks the next byte and is refused by the scorer).
         token_head: the model carries the teacher's token head, for stage 1 and for distillation in stage 2.
+        draft_head: the decoder has a second head, which drafts the byte after the next (multi-byte prediction).
         norm_eps: epsilon of the byte-level RMS norms.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range, sizes that do not fit together, or a setting that neither
+            this class nor transformers knows.
     """
 
     model_type = "bytekernels"
@@ -47,6 +60,7 @@ class ByteLMConfig(PreTrainedConfig):
     lookahead: bool = True
     dechunk: str = "hold"
     token_head: bool = True
+    draft_head: bool = False
     norm_eps: float = 1e-5
 
     @property
@@ -65,18 +79,38 @@ class ByteLMConfig(PreTrainedConfig):
         """The core's configuration as an object of its own class.
 
         Raises:
-            ValueError: there is no core, or it does not say its ``model_type``.
+            ValueError: there is no core, it does not say its ``model_type``, or transformers refuses it.
         """
         if not self.core or "model_type" not in self.core:
             raise ValueError(f"config.core must be the teacher's configuration with its model_type, got {self.core}")
         settings = {key: value for key, value in self.core.items() if key != "model_type"}
-        return AutoConfig.for_model(self.core["model_type"], **settings)
+        if self.core["model_type"] not in CONFIG_MAPPING:
+            raise ValueError(
+                f"config.core has model_type={self.core['model_type']!r}, which transformers "
+                f"{transformers.__version__} lacks: correct it, or install a version that has it"
+            )
+        try:
+            return AutoConfig.for_model(self.core["model_type"], **settings)
+        except StrictDataclassError as error:
+            raise ValueError(f"config.core is not a {self.core['model_type']} model's: {error.__cause__}") from None
 
-    def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit together (called when the configuration is made)."""
+    def __post_init__(self, **others: Any) -> None:
+        for name, value in others.items():
+            if name not in FOREIGN_SETTINGS and not name.startswith("_") and not hasattr(PreTrainedConfig, name):
+                raise ValueError(_unknown_setting(name, value))
+        super().__post_init__(**others)
+        self.validate()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (kind := _own_fields().get(name)) is not None:
+            _check_value(name, value, kind)
+        super().__setattr__(name, value)
+
+    def validate(self) -> None:
+        """Refuse sizes that do not fit together (called when the configuration is made and when it is saved)."""
         if self.inner_width % self.head_dim:
             raise ValueError(f"head_dim must divide width x expand = {self.inner_width}, got {self.head_dim}")
-        if self.num_groups < 1 or self.num_heads % self.num_groups:
+        if self.num_heads % self.num_groups:
             raise ValueError(f"num_groups must divide the {self.num_heads} heads, got {self.num_groups}")
         if self.conv_kernel < 2:
             raise ValueError(f"conv_kernel must be at least 2, got {self.conv_kernel}")
@@ -84,3 +118,34 @@ class ByteLMConfig(PreTrainedConfig):
             raise ValueError(f"dechunk must be one of {', '.join(DECHUNK_WEIGHTS)}, got {self.dechunk!r}")
         if self.dechunk == "lookahead" and not self.lookahead:
             raise ValueError("dechunk='lookahead' needs a lookahead router; H-Net's router is causal: use 'causal'")
+        if self.draft_head and not self.lookahead:
+            raise ValueError("draft_head=True needs lookahead=True: with H-Net's causal router a draft serves nothing")
+
+
+def _own_fields() -> dict[str, Any]:
+    """The types of the settings that :class:`ByteLMConfig` adds to transformers' own."""
+    return {field.name: field.type for field in fields(ByteLMConfig) if field.name in ByteLMConfig.__annotations__}
+
+
+def _check_value(name: str, value: Any, kind: Any) -> None:
+    if kind is bool:
+        fits, wanted = isinstance(value, bool), "True or False"
+    elif kind is int:
+        least = 0 if name.endswith("_layers") else 1
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        wanted = f"an int of at least {least}"
+    elif kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        wanted = "a positive number"
+    elif kind is str:
+        fits, wanted = isinstance(value, str), "a string"
+    else:
+        fits, wanted = value is None or isinstance(value, dict), "the teacher's configuration as a dictionary"
+    if not fits:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _unknown_setting(name: str, value: Any) -> str:
+    near = get_close_matches(name, _own_fields(), n=1, cutoff=0.75)
+    fix = f"did you mean {near[0]!r}?" if near else f"remove it; the settings are {', '.join(_own_fields())}"
+    return f"ByteLMConfig has no setting {name!r} (got {value!r}): {fix}"

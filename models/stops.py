@@ -1,6 +1,6 @@
 """Strings that end a text: found on the device byte by byte, and kept out of what is streamed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,21 +18,20 @@ def stops_for_each(stop: Stops, prompts: int) -> list[list[bytes]]:
     Raises:
         ValueError: an empty string, or sequences of strings that are not as many as prompts.
     """
-    if isinstance(stop, str | bytes):
-        stop = [stop]
-    shared = all(isinstance(one, str | bytes) for one in stop)
-    each = [stop] * prompts if shared else list(stop)
-    if len(each) != prompts:
-        raise ValueError(
-            f"stop must be strings for all prompts or a sequence of them for each of {prompts}, got {stop!r}"
-        )
-    found = []
-    for strings in each:
-        encoded = {to_bytes(one) for one in ([strings] if isinstance(strings, str | bytes) else strings)}
-        if b"" in encoded:
-            raise ValueError(f"a stop string must not be empty, got {strings!r}")
-        found.append(sorted(encoded, key=lambda one: (-len(one), one)))
-    return found
+    strings = [stop] if isinstance(stop, str | bytes) else list(stop)
+    shared = [one for one in strings if isinstance(one, str | bytes)]
+    if len(shared) == len(strings):
+        return [_longest_first(shared)] * prompts
+    if shared or len(strings) != prompts:
+        raise ValueError(f"stop must be strings for all prompts, or sequences of them for {prompts}, got {stop!r}")
+    return [_longest_first(one) for one in strings]
+
+
+def _longest_first(strings: Iterable[str | bytes | int]) -> list[bytes]:
+    encoded = {to_bytes(one) for one in strings if not isinstance(one, int)}
+    if b"" in encoded:
+        raise ValueError(f"a stop string must not be empty, got {strings!r}")
+    return sorted(encoded, key=lambda one: (-len(one), one))
 
 
 @dataclass

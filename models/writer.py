@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import bytekernels
 from bytekernels import BOS, EOS, MixerState
 from models.byte_lm import ByteLM, Prefill
+from models.padding import pack_with_padding
 from models.sampling import Draws, Sampling
 from models.slots import ENDED, FULL, GOING, REASONS, STOPPED, WRITTEN, Slots
 from models.stops import Release, Stops, StopTable, stops_for_each
@@ -96,8 +96,8 @@ class Writer:
 
     @torch.no_grad()
     def _read_prompts(self) -> None:
-        ids, cu_seqlens = bytekernels.pack_bytes(self.prompts, bos=BOS, device=self.model.device)
-        last = cu_seqlens[1:].long() - 1
+        ids, cu_seqlens = pack_with_padding(self.prompts, self.model.device)
+        last = cu_seqlens[1:-1].long() - 1
         read = self.model.prefill(ids, cu_seqlens)
         slots = torch.tensor([max(i, 0) for i in self._index], device=ids.device)
         used = torch.tensor([i >= 0 for i in self._index], device=ids.device)
@@ -110,7 +110,7 @@ class Writer:
         self._slots.bit.copy_(self._last_bits(read, read.boundary[last][slots], slots, used))
         read.boundary[last] = self._slots.bit[: len(self.prompts)]
         lengths = [len(prompt) + 1 for prompt in self.prompts]
-        self._prompt_bits = [bits.tolist()[1:] for bits in read.boundary.cpu().split(lengths)]
+        self._prompt_bits = [bits.tolist()[1:] for bits in read.boundary[: sum(lengths)].cpu().split(lengths)]
 
     def _last_bits(self, read: Prefill, routed: Tensor, slots: Tensor, used: Tensor) -> Tensor:
         """Whether a chunk ends on the last byte of each prompt: bool [S]."""

@@ -145,12 +145,15 @@ def _boundary_loss(context: Context, batch: AlignedBatch, prob: Tensor) -> Tenso
 
 
 def next_byte(context: Context, batch: AlignedBatch) -> Loss:
-    """Stage 2.1: cross-entropy of the next byte, jointly with whether one of the router's chunks ends on it."""
+    """Stage 2.1: cross-entropy of the next byte, jointly with whether one of the router's chunks ends on it.
+
+    A draft head beside it learns the byte after the next.
+    """
     return _next_byte(context, batch, boundary_weight=0.0, distill_weight=0.0)
 
 
 def end_to_end(context: Context, batch: AlignedBatch) -> Loss:
-    """Stage 2.2: stage 2.1's cross-entropy, the router's loss, and as an option the distillation of stage 1.2."""
+    """Stage 2.2: stage 2.1's loss, the router's, and as an option the distillation of stage 1.2."""
     return _next_byte(context, batch, context.recipe.boundary_weight, context.recipe.distill_weight)
 
 
@@ -159,6 +162,8 @@ def _next_byte(context: Context, batch: AlignedBatch, boundary_weight: float, di
     output = model(batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
     means = {"cross_entropy": F.cross_entropy(output.logits.float(), targets, ignore_index=IGNORE)}
+    if output.draft is not None:
+        means["draft"] = context.recipe.draft_weight * _draft_loss(output.draft, targets)
     if model.config.dechunk == "causal":
         logits = model.dechunk.weight_logits(output.h)
         means["dechunk"] = F.binary_cross_entropy_with_logits(logits, output.routing.boundary.float())
@@ -168,6 +173,22 @@ def _next_byte(context: Context, batch: AlignedBatch, boundary_weight: float, di
         hidden = model.token_hidden(output.h, batch.token_end, batch.cu_seqlens)
         means["kl"] = distill_weight * _token_kl(context, batch, hidden, "reverse")
     return _loss((targets != IGNORE).sum(), **means)
+
+
+def draft_targets(targets: Tensor) -> Tensor:
+    """The byte after the next: int64 [T], IGNORE at the last two bytes of each sequence.
+
+    Args:
+        targets: int64 [T], as :func:`bytekernels.next_byte_targets` gives them, with boundaries or without.
+    """
+    following = torch.roll(targets, -1)
+    return torch.where((targets == IGNORE) | (following == IGNORE), IGNORE, following % 256)
+
+
+def _draft_loss(draft: Tensor, targets: Tensor) -> Tensor:
+    wanted = draft_targets(targets)
+    losses = F.cross_entropy(draft.float(), wanted, ignore_index=IGNORE, reduction="sum")
+    return losses / (wanted != IGNORE).sum().clamp(min=1)
 
 
 def _count(tensor: Tensor) -> Tensor:
@@ -241,7 +262,20 @@ def _next_byte_sums(context: Context, batch: AlignedBatch) -> Tensor:
         log_prob = losses.new_tensor(math.nan)
     else:
         log_prob = path_log_probs(output.logits, batch.ids, batch.cu_seqlens, output.routing.boundary).sum()
-    return torch.stack([losses, log_prob, (targets != IGNORE).sum().double()])
+    hits = drafted = losses.new_zeros(())
+    if output.draft is not None:
+        wanted = draft_targets(targets)
+        hits, drafted = (output.draft.argmax(-1) == wanted).sum().double(), (wanted != IGNORE).sum().double()
+    return torch.stack([losses, log_prob, (targets != IGNORE).sum().double(), hits, drafted])
+
+
+def _finish_next_byte(sums: Sequence[float]) -> dict[str, float]:
+    losses, log_prob, count, hits, drafted = sums
+    return {
+        "cross_entropy": losses / count,
+        "bits_per_byte": -log_prob / count / math.log(2),
+        "draft_accuracy": hits / drafted if drafted else math.nan,
+    }
 
 
 def _next_token_sums(context: Context, batch: AlignedBatch) -> Tensor:
@@ -253,9 +287,7 @@ def _next_token_sums(context: Context, batch: AlignedBatch) -> Tensor:
 ALIGNMENT = Measure(_alignment_sums, lambda s: {"mse": s[0] / s[2], "cosine": s[1] / s[2]})
 KL = Measure(_kl_sums, lambda s: {"kl": s[0] / s[1]})
 BOUNDARY = Measure(_boundary_sums, _finish_boundary)
-NEXT_BYTE = Measure(
-    _next_byte_sums, lambda s: {"cross_entropy": s[0] / s[2], "bits_per_byte": -s[1] / s[2] / math.log(2)}
-)
+NEXT_BYTE = Measure(_next_byte_sums, _finish_next_byte)
 NEXT_TOKEN = Measure(
     _next_token_sums, lambda s: {"cross_entropy": s[0] / s[1], "bits_per_byte": s[0] / s[2] / math.log(2)}
 )

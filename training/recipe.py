@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from models import ByteLMConfig
 from training.errors import UserError
 
@@ -90,6 +88,7 @@ class ModelRecipe:
     router_inner: int = 8192
     lookahead: bool = True
     dechunk: str = "hold"
+    draft_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,8 @@ class StageRecipe:
         boundary_weight: of the boundary loss beside stage 2.2's cross-entropy.
         end_weight: of a token end against a byte that ends none, in the boundary loss.
         distill_weight: of a KL to the teacher's next-token distribution that stays in stage 2.2.
+        draft_weight: of the draft head's cross-entropy in stages 2.1 and 2.2, where the model has such a head. It is
+            positive: to go without, leave ``model.draft_head`` off.
     """
 
     lr: float
@@ -136,6 +137,7 @@ class StageRecipe:
     boundary_weight: float = 1.0
     end_weight: float = 1.0
     distill_weight: float = 0.0
+    draft_weight: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,8 @@ class Recipe:
             )
         try:
             ByteLMConfig(**dataclasses.asdict(self.model))
-        except StrictDataclassError as error:
-            reason = str(error.__cause__ or error).splitlines()[-1].strip()
-            raise UserError(f"{where}: model: {reason}") from None
+        except ValueError as error:
+            raise UserError(f"{where}: model: {error}") from None
 
     def stage_recipe(self, name: str) -> "StageRecipe":
         """The numbers of a stage.
@@ -224,7 +225,7 @@ class Recipe:
 def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
     if needs_length and (stage.bytes is None) == (stage.seconds is None):
         raise UserError(f"{where}: give bytes or seconds, one of them")
-    _check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight")
+    _check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight", "draft_weight")
     _check_share(where, stage, "warmup", "floor")
     _check_one_of(where, stage, "decay", ("linear", "cosine"))
     _check_one_of(where, stage, "direction", ("reverse", "forward"))

@@ -21,6 +21,7 @@ _SHOWN = {
     "f1": "F1",
     "cross_entropy": "CE",
     "bits_per_byte": "bits/byte",
+    "draft_accuracy": "draft accuracy",
 }
 
 

@@ -28,6 +28,8 @@ from training.sources import Sources, fingerprint
 from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.teacher import load_teacher, small_llama
 
+_CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
+
 
 def fast_at_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices faster than fp32 ones."""
@@ -135,8 +137,8 @@ class Run:
             UserError: it has other sizes than the recipe or the teacher.
         """
         before = self._before(name)
+        torch.manual_seed(self.recipe.seed)  # of a fresh student, or of parts that are made anew
         if start is None and before is None:
-            torch.manual_seed(self.recipe.seed)
             return ByteLM.from_teacher(self.teacher, self._student_config())
         return load_student(start or self.stage_folder(str(before)), self._student_config())
 
@@ -272,7 +274,8 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
 
     Args:
         folder: written by a stage.
-        config: the sizes it must have. Another dechunk weight is no obstacle: the dechunk is then made anew.
+        config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
+            too many: the dechunk, or the head, is then made anew or dropped.
 
     Raises:
         UserError: no such folder, no byte-level model in it, or other sizes.
@@ -287,17 +290,20 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     for name, found, wanted in _sizes(model.config, config):
         if found != wanted:
             raise UserError(f"{folder} has {name} {found!r}, but the recipe and its teacher ask for {wanted!r}")
-    if model.config.dechunk == config.dechunk:
+    others = {name: getattr(config, name) for name in _CHANGEABLE}
+    if all(getattr(model.config, name) == value for name, value in others.items()):
         return model
-    other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), "dechunk": config.dechunk}))
-    other.load_state_dict({**other.state_dict(), **_without(model.state_dict(), "dechunk.")})
+    kept = model.state_dict() if model.config.dechunk == config.dechunk else _without(model.state_dict(), "dechunk.")
+    other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), **others}))
+    own = other.state_dict()
+    other.load_state_dict({name: kept.get(name, value) for name, value in own.items()})
     return other
 
 
 def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for the dechunk's."""
+    """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
     for field in dataclasses.fields(ModelRecipe):
-        if field.name != "dechunk":
+        if field.name not in _CHANGEABLE:
             yield field.name, getattr(found, field.name), getattr(wanted, field.name)
     for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)

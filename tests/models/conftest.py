@@ -38,7 +38,7 @@ def small_model(seed: int = 0, **settings) -> ByteLM:
     sizes = dict(
         width=24, encoder_layers=2, decoder_layers=2, state_size=8, head_dim=12, bridge_inner=40, router_inner=20
     )
-    model = ByteLM(ByteLMConfig(core=core_settings(small_teacher()), **{**sizes, **settings})).eval()
+    model = ByteLM(ByteLMConfig(**{"core": core_settings(small_teacher()), **sizes, **settings})).eval()
     with torch.no_grad():
         model.dechunk.null.normal_()
         model.dechunk.residual.weight.normal_(std=0.3)

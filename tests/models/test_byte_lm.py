@@ -1,12 +1,14 @@
 """The whole model: packing, stepping, what a position may know, the core's wiring, saving."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from bytekernels import routing_of
 from bytekernels.ragged import lengths_of
-from models import ByteLM, ByteLMConfig
+from models import ByteLM, ByteLMConfig, ByteLMOutput
 from models.core import run_packed, use_packed
 from tests.models.conftest import FAMILIES, packed_bytes, small_model, small_teacher
 
@@ -38,7 +40,7 @@ def test_step_equals_forward_for_several_sequences(model, lookahead):
 
 
 def future_changes(model: ByteLM, position: int, *, flip_bits: bool = False) -> float:
-    """How much the logits up to a position move when all bytes after it change, and all bits too where asked."""
+    """How much the predictions up to a position move when all bytes after it change, and all bits too where asked."""
     ids, cu_seqlens = packed_bytes([24])
     boundary = model(ids, cu_seqlens).routing.boundary.clone()
     boundary[position] = True
@@ -46,8 +48,13 @@ def future_changes(model: ByteLM, position: int, *, flip_bits: bool = False) -> 
     other[position + 1 :] = (other[position + 1 :] + 77) % 254
     later = torch.where(torch.arange(24) > position, boundary ^ flip_bits, boundary)
     with torch.no_grad():
-        rows = [model(x, cu_seqlens, b).logits[: position + 1] for x, b in ((ids, boundary), (other, later))]
-    return float((rows[0] - rows[1]).abs().max())
+        before, after = (predictions(model(x, cu_seqlens, b)) for x, b in ((ids, boundary), (other, later)))
+    return float((before - after)[: position + 1].abs().max())
+
+
+def predictions(output: ByteLMOutput) -> torch.Tensor:
+    """The logits, with the drafts beside them where there are any: [T, 512 or 768]."""
+    return output.logits if output.draft is None else torch.cat([output.logits, output.draft], 1)
 
 
 @pytest.mark.parametrize("position", [3, 11, 20])
@@ -55,6 +62,29 @@ def test_logits_do_not_know_later_bytes(model, position):
     assert future_changes(model, position) == 0.0
     # Other bits make another number of chunks, and the matrix library may round other shapes otherwise.
     assert future_changes(model, position, flip_bits=True) < 1e-5
+
+
+@pytest.mark.parametrize("position", [3, 20])
+def test_drafts_do_not_know_later_bytes(position):
+    model = small_model(draft_head=True)
+    assert predictions(model(*packed_bytes([24]))).shape == (24, 768)
+    assert future_changes(model, position) == 0.0
+    assert future_changes(model, position, flip_bits=True) < 1e-5
+
+
+def test_a_draft_head_changes_nothing_else_and_steps_with_the_decoder():
+    model, without = small_model(draft_head=True), small_model()
+    without.load_state_dict({n: v for n, v in model.state_dict().items() if n != "decoder.draft_head.weight"})
+    ids, cu_seqlens = packed_bytes([20, 20])
+    output, plain = model(ids, cu_seqlens), without(ids, cu_seqlens)
+    assert plain.draft is None and without.decoder.draft_head is None
+    assert torch.equal(output.logits, plain.logits)
+    u = model.dechunk(output.chunks, output.h, output.routing).view(2, 20, -1)
+    states = model.decoder.stack.empty_state(2)
+    for t in range(20):
+        logits, draft = model.decoder.step(u[:, t], ids.view(2, 20)[:, t], states)
+        torch.testing.assert_close(logits, output.logits.view(2, 20, -1)[:, t], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(draft, output.draft.view(2, 20, -1)[:, t], atol=1e-5, rtol=1e-4)
 
 
 def test_the_lookahead_weight_leaks():
@@ -68,6 +98,25 @@ def test_the_router_itself_looks_one_byte_ahead():
     other[12] ^= 1
     prob, changed = (model(x, cu_seqlens).routing.prob for x in (ids, other))
     assert torch.equal(prob[:11], changed[:11]) and prob[11] != changed[11]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 30])
+def test_the_router_on_pairs_equals_the_router_on_sequences_of_two(rows):
+    router = small_model().router
+    h, following = torch.randn(2, rows, 32, generator=torch.Generator().manual_seed(0)).unbind()
+    h, following = h - 0.3, following - 0.3
+    two = torch.stack([h, following], 1).flatten(0, 1)  # [2 S, d]
+    cu_seqlens = torch.arange(0, 2 * rows + 1, 2, dtype=torch.int32)
+    packed = router(two, torch.zeros(2 * rows, dtype=torch.uint8), cu_seqlens)
+    prob = router.pair(h, following)
+    torch.testing.assert_close(prob, packed.prob[::2], atol=1e-6, rtol=1e-6)
+    assert torch.equal(prob >= 0.5, packed.boundary[::2])
+    assert rows < 30 or 0 < int((prob >= 0.5).sum()) < rows
+
+
+def test_the_router_refuses_pairs_that_do_not_match():
+    with pytest.raises(ValueError, match=r"following must have h's shape \[3, 32\], got \[2, 32\]"):
+        small_model().router.pair(torch.zeros(3, 32), torch.zeros(2, 32))
 
 
 def from_small_teacher(teacher) -> ByteLM:
@@ -102,11 +151,13 @@ def test_core_steps_equal_its_forward(family):
     core = from_small_teacher(small_teacher(family)).core
     chunks = torch.randn(17, 32, generator=torch.Generator().manual_seed(0))
     together = core(chunks, torch.tensor([0, 8, 17], dtype=torch.int32))
-    caches = [core.empty_cache(), core.empty_cache()]
+    cache, both = core.empty_cache(2), torch.tensor([True, True])
     for t in range(8):
-        step = core.step(chunks[[t, 8 + t]], caches)
+        step = core.step(chunks[[t, 8 + t]], cache, both)
         torch.testing.assert_close(step, together[[t, 8 + t]], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(core.step(chunks[[16]], caches[1:]), together[[16]], atol=1e-5, rtol=1e-4)
+    step = core.step(chunks[[0, 16]], cache, torch.tensor([False, True]))
+    torch.testing.assert_close(step[1], together[16], atol=1e-5, rtol=1e-4)
+    assert cache.lengths.tolist() == [8, 9]
 
 
 def test_bos_is_a_chunk_of_its_own(model):
@@ -141,6 +192,26 @@ def test_saved_model_gives_the_same_bits(model, tmp_path):
     assert torch.equal(loaded(ids, cu_seqlens).logits, model(ids, cu_seqlens).logits)
 
 
+def test_a_saved_draft_head_comes_back(tmp_path):
+    model = small_model(draft_head=True)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    batch = packed_bytes(LENGTHS)
+    assert torch.equal(loaded.decoder.draft_head.weight, model.decoder.draft_head.weight)
+    assert torch.equal(predictions(loaded(*batch)), predictions(model(*batch)))
+
+
+def test_a_model_saved_before_there_were_draft_heads_loads(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["draft_head"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    batch = packed_bytes(LENGTHS)
+    assert torch.equal(loaded(*batch).logits, model(*batch).logits)
+
+
 def test_mixer_parameters_are_named_as_in_the_public_module():
     mixer = small_model().encoder.stack.blocks[0].mixer
     assert {name: tuple(value.shape) for name, value in mixer.state_dict().items()} == {
@@ -159,17 +230,3 @@ def test_bad_offsets_are_refused(model):
     ids, _ = packed_bytes([5])
     with pytest.raises(ValueError, match="must start at 0 and end at 5"):
         model(ids, torch.tensor([0, 4], dtype=torch.int32))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(head_dim=7), "head_dim must divide"),
-        (dict(num_groups=3), "num_groups must divide"),
-        (dict(dechunk="mean"), "dechunk must be one of hold, causal, lookahead, got 'mean'"),
-        (dict(dechunk="lookahead", lookahead=False), "needs a lookahead router"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(settings, message):
-    with pytest.raises(Exception, match=message):
-        ByteLMConfig(core=dict(model_type="llama"), **{"width": 64, "head_dim": 16, **settings})

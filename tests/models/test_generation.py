@@ -1,26 +1,30 @@
-"""Writing: both halves of a pair are drawn together, prompts are any bytes, draws repeat."""
+"""Writing: both halves of a pair are drawn together, batches change nothing, draws repeat, stops stop."""
+
+import dataclasses
 
 import pytest
 import torch
 
 from bytekernels import BOS, EOS
-from models import ByteTokenizer, Sampling, generate
-from models.generation import draw, prompt_boundaries
+from models import Generation, Sampling, Writer, generate, stream
 from tests.models.conftest import small_model
+
+PROMPTS = [b"", b"hello world", "naïve 漢".encode(), b"\x80\xc3 not UTF-8", b"x"]
+
+
+def whole(ids, bits):
+    return torch.tensor(ids, dtype=torch.uint8), torch.tensor([0, len(ids)], dtype=torch.int32), torch.tensor(bits)
 
 
 def greedy_by_forward(model, prompt: bytes, steps: int) -> tuple[bytes, list[bool]]:
     """The same continuation from whole forward passes, without any state."""
-    ids, bits = [BOS, *prompt], prompt_boundaries(model, bytes([BOS]) + prompt)
-    for step in range(steps + 1):
-        flat = torch.tensor(ids, dtype=torch.uint8)
-        if step == 0:
-            if len(ids) == 1:
-                continue
-            row = model(flat, torch.tensor([0, len(ids)], dtype=torch.int32), torch.tensor(bits)).logits[-2]
-            bits[-1] = bool(row[ids[-1] + 256] > row[ids[-1]])
-            continue
-        row = model(flat, torch.tensor([0, len(ids)], dtype=torch.int32), torch.tensor(bits)).logits[-1].clone()
+    ids = [BOS, *prompt]
+    bits = model(*whole(ids, [True] * len(ids))[:2]).routing.boundary.tolist()
+    if prompt and model.config.lookahead:
+        row = model(*whole(ids, bits)).logits[-2]
+        bits[-1] = bool(row[ids[-1] + 256] > row[ids[-1]])
+    for _ in range(steps):
+        row = model(*whole(ids, bits)).logits[-1].clone()
         row[[BOS, BOS + 256]] = -torch.inf
         best = int(row.argmax())
         ids.append(best % 256)
@@ -28,14 +32,80 @@ def greedy_by_forward(model, prompt: bytes, steps: int) -> tuple[bytes, list[boo
     return bytes(ids[1 + len(prompt) :]), bits[1:]
 
 
-@pytest.mark.parametrize("prompt", [b"", b"a", "naïve 漢".encode()])
-def test_greedy_generation_equals_full_recomputation(model, prompt):
+@pytest.mark.parametrize("lookahead", [True, False])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_generation_equals_full_recomputation(model, prompt, lookahead):
+    model.config.lookahead = model.router.lookahead = lookahead
     with torch.no_grad():
         expected, bits = greedy_by_forward(model, prompt, 12)
     found = generate(model, prompt, max_new_bytes=12)
     written = expected.split(bytes([EOS]))[0]
     assert len(written) > 5
     assert (found.new, list(found.boundaries)) == (written, bits[: len(prompt) + len(written)])
+
+
+def multibyte_by_forward(model, prompt: bytes, steps: int) -> tuple[bytes, list[bool]]:
+    """Each bit from the router's own forward pass over all bytes so far and the draft."""
+    ids, bits = [BOS], [True]
+    for position in range(len(prompt) + steps):
+        output = model(*whole(ids, bits))
+        if position < len(prompt):
+            ids.append(prompt[position])
+        else:
+            halves = output.logits[-1].view(2, 256).logsumexp(0)
+            halves[BOS] = -torch.inf
+            ids.append(int(halves.argmax()))
+        ahead = prompt[position + 1] if position + 1 < len(prompt) else int(output.draft[-1].argmax())
+        drafted = [*ids, ahead]
+        bits.append(bool(model(*whole(drafted, [True] * len(drafted))[:2]).routing.boundary[-2]))
+    return bytes(ids[1 + len(prompt) :]), bits[1:]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_multibyte_prediction_routes_on_the_draft_and_forgets_it(prompt):
+    model = small_model(draft_head=True)
+    with torch.no_grad():
+        expected, bits = multibyte_by_forward(model, prompt, 12)
+    found = generate(model, prompt, max_new_bytes=12, mode="multibyte")
+    written = expected.split(bytes([EOS]))[0]
+    assert len(written) > 5 and True in bits[len(prompt) :] and False in bits[len(prompt) :]
+    assert (found.new, list(found.boundaries)) == (written, bits[: len(prompt) + len(written)])
+
+
+def test_multibyte_prediction_needs_a_draft_head():
+    with pytest.raises(ValueError, match="needs a model with a draft head"):
+        generate(small_model(), "x", mode="multibyte")
+    with pytest.raises(ValueError, match="mode must be 'joint' or 'multibyte', got 'greedy'"):
+        generate(small_model(), "x", mode="greedy")
+
+
+@pytest.mark.parametrize("mode", ["joint", "multibyte"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_text_does_not_depend_on_its_batch(model, mode, temperature):
+    if mode == "multibyte":
+        model = small_model(dechunk=model.config.dechunk, draft_head=True)
+    settings = [Sampling(temperature, seed=i, min_p=0.01 * i) for i in range(len(PROMPTS))]
+    together = generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode)
+    backwards = generate(model, PROMPTS[::-1], max_new_bytes=80, sampling=settings[::-1], mode=mode)
+    alone = [
+        generate(model, prompt, max_new_bytes=80, sampling=one, mode=mode)
+        for prompt, one in zip(PROMPTS, settings, strict=True)
+    ]
+    assert together == alone == backwards[::-1]
+    assert len({text.new for text in together}) == len(PROMPTS) or temperature == 0
+
+
+def test_texts_that_end_make_room(monkeypatch):
+    """Slots of ended texts are left out; the others go on as if nothing had been."""
+    model, sizes = small_model(), []
+    step = Writer._step
+    monkeypatch.setattr(Writer, "_step", lambda self: (sizes.append(len(self._index)), step(self)))
+    settings = [Sampling(1.0, seed=i) for i in range(20)]
+    together = generate(model, ["ab"] * 20, max_new_bytes=600, sampling=settings)
+    assert sizes[0] == 24 and sizes[-1] == 8
+    assert together[13] == generate(model, "ab", max_new_bytes=600, sampling=settings[13])
+    assert together[2] == generate(model, "ab", max_new_bytes=600, sampling=settings[2])
+    assert {text.finish_reason for text in together} <= {"eos", "length"}
 
 
 def test_the_last_bit_of_a_prompt_is_the_models(model):
@@ -47,56 +117,206 @@ def test_the_last_bit_of_a_prompt_is_the_models(model):
 
 
 def test_draws_repeat_with_their_seed_and_differ_between_seeds():
-    model = small_model()
-    texts = [generate(model, "x", max_new_bytes=20, sampling=Sampling(1.0, seed=s)).new for s in (1, 1, 2)]
-    assert texts[0] == texts[1] != texts[2]
+    texts = [
+        generate(small_model(), "x", max_new_bytes=20, sampling=Sampling(1.0, seed=s)).new for s in (1, 1, 2, 2**64 - 1)
+    ]
+    assert texts[0] == texts[1] and len(set(texts)) == 3
 
 
-def test_eos_ends_the_document():
+def ends_at_once():
+    """A model that ends every document where it begins."""
     model = small_model()
     with torch.no_grad():
         for embedding in (model.encoder.embed, model.decoder.embed):
             embedding.weight.copy_(embedding.weight[:1].expand(256, -1))
         state = model.empty_state(1)
         row = model.step(torch.tensor([BOS], dtype=torch.uint8), torch.tensor([True]), state)[0]
-        best = model.decoder.head.weight[row.argmax()].clone()
-        model.decoder.head.weight[EOS] = 2 * best
+        model.decoder.head.weight[EOS] = 2 * model.decoder.head.weight[row.argmax()]
+    return model
+
+
+def test_eos_ends_the_document():
+    model = ends_at_once()
     found = generate(model, "", max_new_bytes=50)
-    assert found.finished and found.new == b""
+    assert found.finished and found.new == b"" and found.finish_reason == "eos"
+    assert [(piece.data, piece.finish_reason) for piece in stream(model, "", max_new_bytes=50)] == [(b"", "eos")]
 
 
-def test_draw_respects_top_k_and_top_p():
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(**settings):
-        return {draw(logits, Sampling(1.0, **settings), generator) for _ in range(300)}
-
-    assert drawn() == {0, 1, 2, 3}
-    assert drawn(top_k=2) == {0, 1}
-    assert drawn(top_p=0.6) == {0, 1}
-    assert drawn(top_p=0.5) == {0}
-    assert {draw(logits, Sampling(), generator)} == {0}
+def test_a_repetition_penalty_bars_what_the_text_has():
+    model = small_model()
+    heavy = Sampling(repetition_penalty=1e9)
+    plain, found = (generate(model, b"abc", max_new_bytes=30, sampling=s) for s in (None, heavy))
+    assert len(set(plain.new)) < len(plain.new)  # without it bytes come twice
+    assert len(set(b"abc" + found.new)) == len(b"abc" + found.new)
+    batch = generate(model, [b"abc", b"abc"], max_new_bytes=30, sampling=[Sampling(), heavy])
+    assert batch == [plain, found]
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=-1.0), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5)])
+def test_stop_strings_end_texts_across_chunk_borders():
+    model = small_model()
+    free = generate(model, "hello", max_new_bytes=60)
+    new = free.new
+    for size in (1, 2, 5):
+        for start in range(0, 40, 7):
+            stop = new[start : start + size]
+            at = new.find(stop)
+            found = generate(model, "hello", max_new_bytes=60, stop=stop)
+            assert (found.new, found.finish_reason, found.stop) == (new[:at], "stop", stop)
+            assert found.boundaries == free.boundaries[: 5 + at]
+    assert any(free.boundaries[5:35])
+
+
+def test_each_prompt_has_its_own_stops_and_the_longest_match_is_cut():
+    model = small_model()
+    new = generate(model, "hello", max_new_bytes=60).new
+    stops = [[new[10:12], new[8:12]], [], [b"never in there"]]
+    found = generate(model, ["hello"] * 3, max_new_bytes=60, stop=stops)
+    assert (found[0].new, found[0].stop) == (new[:8], new[8:12]) or new.find(new[10:12]) < 10
+    assert found[1].new == found[2].new == new and found[1].finish_reason == "length"
+
+
+def test_a_stop_string_in_the_prompt_stops_nothing():
+    model = small_model()
+    plain = generate(model, "hello", max_new_bytes=20)
+    stop = b"lo" + plain.new[:1]
+    assert generate(model, "hello", max_new_bytes=20, stop=stop) == plain
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [("", "must not be empty"), (["a", ["b"]], "strings for all prompts"), ([["a"]], "for 2, got")],
+)
+def test_bad_stops_are_refused(stop, message):
+    with pytest.raises(ValueError, match=message):
+        generate(small_model(), ["a", "b"], stop=stop)
+
+
+def test_streamed_text_is_the_unstreamed(model):
+    settings = [Sampling(1.0, seed=i) for i in range(len(PROMPTS))]
+    free = generate(model, PROMPTS, max_new_bytes=120, sampling=settings)
+    stops = [[text.new[40:43], text.new[20:22] + b"#"] for text in free]
+    whole_texts = generate(model, PROMPTS, max_new_bytes=120, sampling=settings, stop=stops)
+    pieces = list(stream(model, PROMPTS, max_new_bytes=120, sampling=settings, stop=stops))
+    for i, text in enumerate(whole_texts):
+        mine = [piece for piece in pieces if piece.index == i]
+        assert b"".join(piece.data for piece in mine) == text.new
+        assert "".join(piece.text for piece in mine) == text.new_text
+        assert sum((piece.boundaries for piece in mine), ()) == text.boundaries[len(text.prompt) :]
+        assert [piece.finish_reason for piece in mine[:-1]] == [None] * (len(mine) - 1)
+        assert mine[-1].finish_reason == text.finish_reason
+        assert len(mine) > 3
+    assert {text.finish_reason for text in whole_texts} >= {"stop"}
+
+
+def test_writing_goes_on_where_it_stopped(model, tmp_path):
+    settings = [Sampling(1.0, seed=i, repetition_penalty=1.1) for i in range(len(PROMPTS))]
+    once = Writer(model, PROMPTS, sampling=settings, stop="zq").write(130)
+    writer = Writer(model, PROMPTS, sampling=settings, stop="zq")
+    first = writer.write(30)
+    writer.save(tmp_path / "writer.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["writer.safetensors"]
+    loaded = Writer.load(model, tmp_path / "writer.safetensors")
+    assert writer.write(100) == once != first
+    pieces = list(loaded.stream(100))
+    rest = ["".join(piece.text for piece in pieces if piece.index == i) for i in range(len(PROMPTS))]
+    assert [a.new + b.encode() for a, b in zip(first, rest, strict=True) if "\ufffd" not in b] == [
+        text.new for text, b in zip(once, rest, strict=True) if "\ufffd" not in b
+    ]
+    assert loaded.write(0) == once
+
+
+def test_saved_multibyte_writers_go_on_too(tmp_path):
+    model = small_model(draft_head=True)
+    writer = Writer(model, [b"ab", b"c"], mode="multibyte")
+    writer.write(10)
+    writer.save(tmp_path / "writer")
+    assert Writer.load(model, tmp_path / "writer").write(20) == writer.write(20)
+
+
+def test_files_that_are_no_whole_writer_are_refused(tmp_path):
+    model, path = small_model(), tmp_path / "writer"
+    with pytest.raises(FileNotFoundError):
+        Writer.load(model, path)
+    writer = Writer(model, ["ab"])
+    writer.save(path)
+    with pytest.raises(ValueError, match="must be .* got .* saved by another model"):
+        Writer.load(small_model(width=48), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        Writer.load(model, path)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no writer"):
+        Writer.load(model, tmp_path / "model.safetensors")
+
+
+def test_texts_end_at_the_cores_last_position():
+    model = small_model()
+    model.core.backbone.config.max_position_embeddings = 80
+    found = generate(model, ["", "hello world", "x"], max_new_bytes=900)
+    full = [text for text in found if text.finish_reason == "length"]
+    assert full
+    for text in full:
+        assert 0 < len(text.new) < 900
+        assert 1 + sum(text.boundaries) == 81  # BOS's chunk, and one that is never read
+    assert found[1] == generate(model, "hello world", max_new_bytes=900)
+    with pytest.raises(ValueError, match="longer than the core's 80 positions"):
+        generate(model, "abc " * 200)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=-1.0),
+        dict(temperature=float("nan")),
+        dict(top_k=0),
+        dict(top_p=0.0),
+        dict(top_p=1.5),
+        dict(min_p=-0.1),
+        dict(repetition_penalty=0.0),
+        dict(seed=2**64),
+    ],
+)
 def test_sampling_refuses_values_out_of_range(settings):
     name, value = next(iter(settings.items()))
     with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
         Sampling(**settings)
 
 
-def test_boundaries_are_shown_between_chunks():
+def test_bad_calls_are_refused():
     model = small_model()
-    found = generate(model, "hello world", max_new_bytes=0)
+    with pytest.raises(ValueError, match="one for each of 2 prompts, got 1"):
+        generate(model, ["a", "b"], sampling=[Sampling()])
+    with pytest.raises(ValueError, match="max_new_bytes must be >= 0, got -1"):
+        generate(model, "a", max_new_bytes=-1)
+    with pytest.raises(ValueError, match="byte 0xFF at offset 1 is reserved"):
+        generate(model, [b"a", b"a\xff"])
+    with pytest.raises(TypeError, match=r"use \[prompt\]"):
+        Writer(model, "a")
+    with pytest.raises(ValueError, match="train with dechunk='hold' or 'causal'"):
+        generate(small_model(dechunk="lookahead"), "a")
+
+
+def test_no_prompts_give_no_texts():
+    assert generate(small_model(), []) == [] == list(stream(small_model(), []))
+
+
+def test_boundaries_are_shown_between_chunks():
+    found = generate(small_model(), "hello world", max_new_bytes=0)
     assert found.with_boundaries("").replace("\ufffd", "") == found.text == "hello world"
     assert found.with_boundaries("|").count("|") == sum(found.boundaries)
 
 
-def test_byte_tokenizer_refuses_its_own_marks():
-    with pytest.raises(ValueError, match="byte 0xFE at offset 2 is reserved"):
-        ByteTokenizer().encode(b"ab\xfe")
-    with pytest.raises(ValueError, match="lone surrogates"):
-        ByteTokenizer().encode("a\ud800")
-    assert ByteTokenizer(replace=True).encode(b"ab\xfe\xff") == b"ab??"
-    assert ByteTokenizer().decode(ByteTokenizer().encode("naïve 漢")) == "naïve 漢"
+def test_a_generation_survives_json():
+    found = Generation(b"a\x80", b"\xc3", (True, False, True), "stop", b"zz")
+    assert Generation.from_json(found.to_json()) == found
+    assert Generation.from_json(dataclasses.replace(found, stop=None).to_json()).stop is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["joint", "multibyte"])
+def test_captured_steps_equal_eager_ones_on_gpu(mode, monkeypatch):
+    model = small_model(draft_head=True).cuda()
+    settings = [Sampling(1.0, seed=i) for i in range(len(PROMPTS))]
+    captured = generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode)
+    monkeypatch.setattr(Writer, "_take_step", Writer._step)
+    assert generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode) == captured

@@ -18,12 +18,13 @@ from training.stages import STAGES
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def context(teacher, *, dechunk="hold", lookahead=True, **numbers) -> Context:
+def context(teacher, *, dechunk="hold", lookahead=True, draft_head=False, **numbers) -> Context:
     torch.manual_seed(0)
     sizes = dict(
         width=16, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=16, bridge_inner=32, router_inner=16
     )
-    model = ByteLM.from_teacher(teacher, ByteLMConfig(dechunk=dechunk, lookahead=lookahead, **sizes))
+    settings = dict(dechunk=dechunk, lookahead=lookahead, draft_head=draft_head)
+    model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings, **sizes))
     return Context(model, teacher, StageRecipe(lr=1e-3, bytes=1, **numbers))
 
 
@@ -48,7 +49,8 @@ def test_distillation_is_the_kl_at_token_ends(teacher, batch, direction):
     student = this.model.token_head(this.model.core(h, batch.token_cu)).log_softmax(-1)
     teachers = []
     for start, stop in zip(batch.token_cu[:-1].tolist(), batch.token_cu[1:].tolist(), strict=True):
-        teachers.append(teacher(input_ids=batch.token_ids[None, start:stop], cu_chunks=None).logits[0])
+        alone = torch.tensor([0, stop - start], dtype=torch.int32)
+        teachers.append(teacher(input_ids=batch.token_ids[None, start:stop], cu_chunks=alone).logits[0])
     target = torch.cat(teachers).log_softmax(-1)
     p, q = (student, target) if direction == "reverse" else (target, student)
     kl = (p.exp() * (p - q)).sum(-1).mean()
@@ -88,9 +90,55 @@ def test_end_to_end_adds_its_parts(teacher, batch, dechunk):
     torch.testing.assert_close(loss.total.detach(), sum(loss.parts.values()))
 
 
+def losses_of_drafts(draft: torch.Tensor, batch) -> list[torch.Tensor]:
+    """The draft head's cross-entropy of each byte that has one two places on, sequence by sequence."""
+    losses = []
+    for s, e in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        for t in range(s, e - 2):
+            losses.append(-draft[t].log_softmax(-1)[int(batch.ids[t + 2])])
+    return losses
+
+
+def cut_short(batch, lengths: list[int]):
+    """The batch's bytes cut into sequences of the given lengths."""
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return batch._replace(ids=batch.ids[: sum(lengths)], cu_seqlens=cu_seqlens)
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 0, 1, 2, 3, 9], [2, 1]])
+def test_draft_loss_is_the_cross_entropy_of_the_byte_after_the_next(teacher, batch, lengths):
+    this = context(teacher, draft_head=True, draft_weight=0.4)
+    batch = cut_short(batch, lengths) if lengths else batch
+    losses = losses_of_drafts(this.model(batch.ids, batch.cu_seqlens).draft.detach(), batch)
+    loss = objectives.next_byte(this, batch)
+    expected = 0.4 * sum(losses, torch.zeros(())) / max(1, len(losses))
+    torch.testing.assert_close(loss.parts["draft"] / loss.count, expected)
+    torch.testing.assert_close(loss.total.detach(), sum(loss.parts.values()))
+    without = objectives.next_byte(context(teacher), batch)
+    assert set(loss.parts) == {*without.parts, "draft"}
+    assert torch.equal(loss.parts["cross_entropy"], without.parts["cross_entropy"])
+
+
+def test_a_sequence_is_not_drafted_from_another(teacher, batch):
+    """The rows of a sequence's last two bytes, and the bytes of its neighbours, leave the head's gradient alone."""
+    this = context(teacher, draft_head=True)
+    pair = cut_short(batch, [12, 9])
+    gradients = []
+    for ids in (pair.ids, torch.cat([pair.ids[:12], (pair.ids[12:] + 77) % 254])):
+        draft = torch.randn(21, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        targets = next_byte_targets(ids, pair.cu_seqlens)
+        F.cross_entropy(draft, objectives.draft_targets(targets), ignore_index=-100).backward()
+        gradients.append(draft.grad)
+    assert torch.equal(gradients[0][:12], gradients[1][:12]) and not torch.equal(gradients[0], gradients[1])
+    reached = gradients[0].abs().sum(-1) > 0
+    assert reached.tolist() == [True] * 10 + [False] * 2 + [True] * 7 + [False] * 2
+    objectives.next_byte(this, pair).total.backward()
+    assert float(this.model.decoder.draft_head.weight.grad.abs().max()) > 0
+
+
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_stage_trains_its_own_parameters_only(teacher, batch, name):
-    this = context(teacher, distill_weight=0.1)
+    this = context(teacher, distill_weight=0.1, draft_head=True)
     stage = STAGES[name]
     trained = dict(stage.freeze_others(this.model))
     loss = stage.objective(this, batch)
@@ -112,6 +160,23 @@ def test_measures(teacher, corpus):
     bits = -sum(float(s.log_likelihood.sum()) for s in scores) / math.log(2) / sum(int(s.bytes.sum()) for s in scores)
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
     assert 0 <= found["f1"] <= 1 and -1 <= found["cosine"] <= 1 and found["kl"] > 0 and found["mse"] > 0
+
+
+def test_a_draft_head_is_measured_beside_the_bits_per_byte_and_not_in_them(teacher, corpus):
+    batches = held_out_batches(corpus, window=64, batch_bytes=64, limit_bytes=1000)
+    without, found = (
+        measure(objectives.NEXT_BYTE, context(teacher, draft_head=head), batches, ALONE) for head in (False, True)
+    )
+    assert math.isnan(without["draft_accuracy"])
+    assert {n: found[n] for n in ("cross_entropy", "bits_per_byte")} == {
+        n: without[n] for n in ("cross_entropy", "bits_per_byte")
+    }
+    model, hits = context(teacher, draft_head=True).model, []
+    for batch in batches:
+        drafted = model(batch.ids, batch.cu_seqlens).draft.argmax(-1).tolist()
+        for s, e in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+            hits += [drafted[t] == int(batch.ids[t + 2]) for t in range(s, e - 2)]
+    assert found["draft_accuracy"] == pytest.approx(sum(hits) / len(hits))
 
 
 def test_a_leaking_model_has_no_bits_per_byte(teacher, corpus):

@@ -53,6 +53,8 @@ def test_overrides_are_toml_and_bare_words_are_strings():
         (["optimizer.kind=sgd"], "kind must be adamw or muon, got 'sgd'"),
         (["model.dechunk=mean"], "model: .*dechunk must be one of hold, causal, lookahead, got 'mean'"),
         (["model.head_dim=7"], "model: .*head_dim must divide"),
+        (["model.draft_head=true", "model.lookahead=false"], "model: .*draft_head=True needs lookahead=True"),
+        (['stage."2.1".draft_weight=0.0'], "stage 2.1: draft_weight must be positive, got 0.0"),
     ],
 )
 def test_mistakes_are_named(overrides, message):

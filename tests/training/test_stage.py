@@ -53,6 +53,8 @@ def test_all_stages_leave_a_report_a_model_and_curves(road):
     promised = "teacher_bpb student_bpb control_bpb retention boundary_f1 stages seconds versions"
     assert set(promised.split()) <= set(report)
     assert [row["stage"] for row in report["stages"]] == [*STAGES, "control"]
+    assert all(0 <= row["data_wait"] <= 1 for row in report["stages"])
+    assert "draft_accuracy" not in report["stages"][-1]["after"]  # no draft head, nothing to say of it
     assert report["retention"] == pytest.approx(report["teacher_bpb"] / report["student_bpb"])
     assert 0 < report["student_bpb"] < 9
     assert 0 < report["control_bpb"] < 9
@@ -109,9 +111,11 @@ def test_overwriting_a_stage_gives_up_what_was_made_from_it(road):
 def test_a_stage_starts_from_another_runs_model(road):
     folder, what, _ = road
     start = ["--stage", "2.1", *what, "--from", folder / "a" / "stages" / "1.3"]
-    run(COMMAND, *start, "--out", folder / "causal", "--set", "model.dechunk=causal")
+    changes = ["--set", "model.dechunk=causal", "--set", "model.draft_head=true"]
+    done = run(COMMAND, *start, "--out", folder / "causal", *changes)
     model = load_student(folder / "causal" / "stages" / "2.1")
-    assert model.config.dechunk == "causal"
+    assert model.config.dechunk == "causal" and model.config.draft_head
+    assert "draft accuracy" in done.stdout
     assert torch.equal(model.router.q_proj.down.weight, load_student(folder / "a/stages/1.3").router.q_proj.down.weight)
     done = run(COMMAND, *start, "--out", folder / "wide", "--set", "model.width=32", expect=2)
     assert "has width 16, but the recipe and its teacher ask for 32" in done.stderr

@@ -1,0 +1,108 @@
+"""The configuration: what is refused, in one readable line, wherever it comes from."""
+
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from models import ByteLMConfig
+
+LLAMA = dict(model_type="llama", hidden_size=32, num_attention_heads=4)
+
+
+def make(**settings) -> ByteLMConfig:
+    return ByteLMConfig(**{"core": LLAMA, "width": 64, "head_dim": 16, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(head_dim=7), "head_dim must divide width x expand = 128, got 7"),
+        (dict(num_groups=3), "num_groups must divide the 8 heads, got 3"),
+        (dict(conv_kernel=1), "conv_kernel must be at least 2, got 1"),
+        (dict(dechunk="mean"), "dechunk must be one of hold, causal, lookahead, got 'mean'"),
+        (dict(dechunk="lookahead", lookahead=False), "dechunk='lookahead' needs a lookahead router"),
+        (dict(draft_head=True, lookahead=False), "draft_head=True needs lookahead=True"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("width", "a", "an int of at least 1"),
+        ("width", 64.0, "an int of at least 1"),
+        ("width", True, "an int of at least 1"),
+        ("width", None, "an int of at least 1"),
+        ("encoder_layers", -1, "an int of at least 0"),
+        ("router_inner", -8, "an int of at least 1"),
+        ("lookahead", 1, "True or False"),
+        ("dechunk", 3, "a string"),
+        ("norm_eps", 0.0, "a positive number"),
+        ("norm_eps", float("nan"), "a positive number"),
+        ("norm_eps", "1e-5", "a positive number"),
+        ("core", "llama", "the teacher's configuration as a dictionary"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(name, value, wanted, tmp_path):
+    message = f"^{name} must be {wanted}, got {value!r}$"
+    with pytest.raises(ValueError, match=message):
+        make(**{name: value})
+    config = make()
+    with pytest.raises(ValueError, match=message):
+        setattr(config, name, value)
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), name: value}))
+    for load in (ByteLMConfig.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(widht=3), "ByteLMConfig has no setting 'widht' .*did you mean 'width'"),
+        (dict(encoder_layer=3), "no setting 'encoder_layer' .*did you mean 'encoder_layers'"),
+        (dict(colour="red"), "no setting 'colour' .*remove it; the settings are core, width"),
+        (dict(top_k=5), "no setting 'top_k'"),
+    ],
+)
+def test_unknown_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_transformers_own_settings_are_accepted():
+    config = make(dtype="bfloat16", architectures=["ByteLM"], eos_token_id=255, attn_implementation="sdpa")
+    assert str(config.dtype) == "torch.bfloat16" and config.architectures == ["ByteLM"]
+
+
+def test_configuration_survives_a_file(tmp_path):
+    config = make(encoder_layers=3, dechunk="causal", norm_eps=1e-6, dtype="float32")
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)}
+    assert ByteLMConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_sizes_are_checked_again_when_saved(tmp_path):
+    config = make()
+    config.head_dim = 7
+    with pytest.raises(ValueError, match="head_dim must divide"):
+        config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("core", "message"),
+    [
+        (None, "config.core must be the teacher's configuration"),
+        (dict(hidden_size=32), "with its model_type"),
+        (dict(model_type="llamma"), "model_type='llamma', which transformers .* lacks"),
+        ({**LLAMA, "hidden_size": "a"}, "config.core is not a llama model's: Field 'hidden_size' expected int"),
+    ],
+)
+def test_a_core_that_is_no_configuration_is_refused(core, message):
+    config = make(core=core)
+    with pytest.raises(ValueError, match=message):
+        config.core_config()
