@@ -1,0 +1,1 @@
+"""Evaluation of byte-level models: bits per byte, tasks, robustness."""

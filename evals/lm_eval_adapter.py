@@ -1,0 +1,357 @@
+"""Byte-level models under lm-evaluation-harness (>= 0.4.9), as its model ``bytekernels``.
+
+    python -m evals.lm_eval_adapter --model_args pretrained=runs/quickstart/model --tasks NAME …
+
+is lm-eval's own command line with this model chosen, its device found and ``--batch_size auto``; all of lm-eval's flags
+may follow. From Python, importing this module makes ``lm_eval.simple_evaluate(model="bytekernels", …)`` work. Under
+torchrun every process answers a share of the requests.
+
+No tokenizer takes part. A log-likelihood is :class:`models.Scorer`'s, an honest lower bound on that of the bytes given
+the bytes before (BOS before an empty context), and since a context may end anywhere in bytes, spaces are not moved from
+context to continuation as they are for tokens. Tasks count lengths in tokens: ``max_gen_toks`` and its other names are
+multiplied by ``bytes_per_token``; ``max_gen_bytes`` says it in bytes.
+"""
+
+import hashlib
+import math
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from models import ByteLM, Sampling, Scorer, TokenScorer, generate
+from models.beam import Combine
+from models.command import DTYPES, load_model
+from models.scoring import batches
+from models.utf8 import to_bytes
+from models.writer import Mode
+from training import parallel
+from training.alignment import TokenBytes
+from training.errors import UserError
+from training.teacher import load_teacher
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error.name} is not installed: pip install -e '.[eval]'", name=error.name) from None
+
+MAX_GEN_TOKS = 256  # where a task says nothing: lm-eval's own default
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+SAMPLING: dict[str, type] = {"top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int}
+KNOWN = ("until", "max_gen_bytes", *LENGTHS, "do_sample", "temperature", *SAMPLING)
+
+
+class Writing(NamedTuple):
+    """How one request is to be continued.
+
+    Attributes:
+        max_new_bytes: the most bytes to write.
+        stop: strings that end it, left out of the answer.
+        sampling: how bytes are drawn.
+    """
+
+    max_new_bytes: int
+    stop: tuple[str, ...]
+    sampling: Sampling
+
+
+def read_generation(arguments: Mapping[str, Any], bytes_per_token: float) -> Writing:
+    """lm-eval's ``generation_kwargs``, in bytes.
+
+    Greedy unless ``do_sample`` is true or ``temperature`` above 0; sampled without a temperature it is 1. Of several
+    lengths the first in ``max_gen_bytes``, ``max_gen_toks``, ``max_new_tokens``, … holds.
+
+    Raises:
+        UserError: an argument that is not known here, or a value that it can't have.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if given.pop("num_beams", 1) != 1:
+        raise UserError(f"num_beams={arguments['num_beams']}: a byte-level model writes without beams; use num_beams=1")
+    if unknown := given.keys() - set(KNOWN):
+        name = min(unknown)
+        raise UserError(f"generation argument {name}={given[name]!r} is not known; there are {', '.join(KNOWN)}")
+    until = given.get("until", ())
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    if wrong := [word for word in stop if not isinstance(word, str)]:
+        raise UserError(f"until={until!r}: {wrong[0]!r} is not a string; give a string or a list of strings")
+    lengths = {"max_gen_bytes": 1.0, **dict.fromkeys(LENGTHS, bytes_per_token)}
+    length = next((name for name in lengths if name in given), "max_gen_toks")
+    wanted = _number(f"generation argument {length}", given.get(length, MAX_GEN_TOKS), least=0) * lengths[length]
+    temperature = given.get("temperature", float(given.get("do_sample", False)))
+    if not given.get("do_sample", True):
+        temperature = 0.0
+    try:
+        chosen = {name: kind(given[name]) for name, kind in SAMPLING.items() if name in given}
+        sampling = Sampling(temperature=float(temperature), **chosen)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"generation arguments {dict(arguments)}: {error}") from None
+    return Writing(round(wanted), tuple(word for word in stop if word), sampling)
+
+
+@register_model("bytekernels")
+class ByteLMEval(LM):
+    """A byte-level model that lm-eval can ask; or, to compare with, its teacher or a model of stage 1, scored in bytes.
+
+    Args:
+        pretrained: the folder of a model after stage 2; or the model, in evaluation mode, on its device.
+        teacher: a Hugging Face folder or a GGUF file. Alone, the teacher itself is scored; with a model of stage 1 as
+            ``pretrained``, that model is, at the ends of the teacher's tokens. Neither writes.
+        dtype: ``float32`` or ``bfloat16``, of the weights that are read.
+        batch_bytes: bytes that are scored in one forward pass.
+        beam: paths of boundary bits for each text when scoring; more give a tighter bound.
+        combine: what is made of these paths: their ``sum``, or the ``best``.
+        truncate: drop the beginning of a context that is too long to be scored, instead of an error.
+        bytes_per_token: what one token of a task's ``max_gen_toks`` is worth.
+        mode: ``joint`` or ``multibyte``, how the model writes.
+        batch_size: requests that are served at once, or ``auto``: as many as ``batch_bytes`` hold. Answers don't
+            depend on it.
+        max_batch_size: the most for ``auto``.
+        device: ``cuda`` or ``cpu``; None takes a GPU where there is one.
+
+    Raises:
+        UserError: an argument that is not known, or a value that it can't have.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path | ByteLM | None = None,
+        *,
+        teacher: str | Path | None = None,
+        dtype: str = "float32",
+        batch_bytes: int | str = 65536,
+        beam: int | str = 1,
+        combine: Combine = "sum",
+        truncate: bool = False,
+        bytes_per_token: float | str = 4,
+        mode: Mode = "joint",
+        batch_size: int | str | None = "auto",
+        max_batch_size: int | str | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            known = [name for name in ByteLMEval.__init__.__annotations__ if name not in ("unknown", "return")]
+            name, value = next(iter(unknown.items()))
+            raise UserError(f"model argument {name}={value!r} is not known; there are {', '.join(known)}")
+        for name, value, allowed in (
+            ("dtype", dtype, tuple(DTYPES)),
+            ("combine", combine, get_args(Combine)),
+            ("truncate", truncate, (True, False)),
+            ("mode", mode, get_args(Mode)),
+        ):
+            if value not in allowed:
+                raise UserError(f"model argument {name}={value!r}: use one of {', '.join(map(str, allowed))}")
+        self.batch_bytes, self.mode = _count("batch_bytes", batch_bytes), mode
+        self.batch_size = None if str(batch_size or "auto").startswith("auto") else _count("batch_size", batch_size)
+        self.max_batch_size = None if max_batch_size is None else _count("max_batch_size", max_batch_size)
+        self.bytes_per_token = _number("model argument bytes_per_token", bytes_per_token, least=1)
+        paths = _count("beam", beam)
+        self.ranks = parallel.start(device)
+        self._device = self.ranks.device
+        self.model: PreTrainedModel
+        self.scorer: Scorer | TokenScorer
+        try:
+            if teacher is None:
+                if pretrained is None:
+                    raise UserError("no model is given: --model_args pretrained=MODEL, such as runs/quickstart/model")
+                model = self._byte_model(pretrained, dtype)
+                self.scorer = Scorer(
+                    model, batch_bytes=self.batch_bytes, beam=paths, combine=combine, truncate=truncate
+                )
+                self.model, self.likelihood = model, f"lower bound, beam={paths}, combine={combine}"
+            else:
+                if paths > 1:
+                    raise UserError(
+                        f"model argument beam={beam}: with teacher={teacher} bits play no part; leave it out"
+                    )
+                self.model, tokenizer = load_teacher(teacher, dtype=DTYPES[dtype])
+                if pretrained is None:
+                    torch.nn.Module.to(self.model, self._device)
+                else:
+                    self.model = self._byte_model(pretrained, dtype)
+                tokens = TokenBytes(tokenizer)
+                self.scorer = TokenScorer(
+                    self.model, tokens.encode, bos_id=tokens.bos_id, batch_bytes=self.batch_bytes, truncate=truncate
+                )
+                self.likelihood = "along the teacher's tokens"
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _byte_model(self, pretrained: str | Path | ByteLM, dtype: str) -> ByteLM:
+        if isinstance(pretrained, ByteLM):
+            return pretrained
+        return load_model(Namespace(model=Path(pretrained), dtype=dtype, device=str(self._device)))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood, would greedy decoding write it) of each continuation, in nats, given its context."""
+        pairs = [(to_bytes(context), to_bytes(continuation)) for context, continuation in _arguments(requests)]
+
+        def answer(batch: list[int]) -> list[tuple[float, bool]]:
+            return [(s.log_likelihood, s.is_greedy) for s in self.scorer.score([pairs[i] for i in batch])]
+
+        cut = self._batches([len(context) + len(continuation) for context, continuation in pairs])
+        return self._serve("loglikelihood", requests, cut, answer, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each whole text, in nats, given BOS."""
+        texts = [to_bytes(text) for (text,) in _arguments(requests)]
+
+        def answer(batch: list[int]) -> list[float]:
+            return [s.log_likelihood for s in self.scorer.rolling([texts[i] for i in batch])]
+
+        return self._serve(
+            "loglikelihood_rolling", requests, self._batches(list(map(len, texts))), answer, disable_tqdm
+        )
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context, up to a stop string (left out), the document's end or the length.
+
+        Draws depend on the context, how often it was asked before, and ``seed``, and on no other request.
+        """
+        if isinstance(self.scorer, TokenScorer):
+            raise UserError("models before stage 2 and teachers are only scored here: leave out tasks that generate")
+        model = self.scorer.model
+        prompts = [to_bytes(context) for context, _ in _arguments(requests)]
+        writings = [read_generation(arguments, self.bytes_per_token) for _, arguments in _arguments(requests)]
+        groups: dict[int, list[int]] = {}
+        samplings, asked = [], Counter[bytes]()
+        for i, (prompt, writing) in enumerate(zip(prompts, writings, strict=True)):
+            groups.setdefault(writing.max_new_bytes, []).append(i)
+            samplings.append(replace(writing.sampling, seed=_seed(prompt, asked[prompt], writing.sampling.seed)))
+            asked[prompt] += 1
+
+        def answer(batch: list[int]) -> list[str]:
+            written = generate(
+                model,
+                [prompts[i] for i in batch],
+                max_new_bytes=writings[batch[0]].max_new_bytes,
+                sampling=[samplings[i] for i in batch],
+                stop=[writings[i].stop for i in batch],
+                mode=self.mode,
+            )
+            return [generation.new_text for generation in written]
+
+        costs = [len(prompt) + writing.max_new_bytes for prompt, writing in zip(prompts, writings, strict=True)]
+        cut = [
+            [group[place] for place in batch]
+            for group in groups.values()
+            for batch in self._batches([costs[i] for i in group])
+        ]
+        return self._serve("generate_until", requests, cut, answer, disable_tqdm)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Empty: there is no tokenizer, so nothing of one marks lm-eval's cached requests."""
+        return ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Byte-level models have no chat template.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("a byte-level model has no chat template: leave out --apply_chat_template")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside its results."""
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "likelihood": self.likelihood,
+            "bytes_per_token": self.bytes_per_token,
+            "processes": self.ranks.size,
+        }
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Requests of these lengths in batches, longest first."""
+        auto = self.batch_size is None
+        most = self.max_batch_size if auto else self.batch_size
+        runs = batches(lengths, self.batch_bytes if auto else sys.maxsize)
+        return [run[i : i + (most or len(run))] for run in runs for i in range(0, len(run), most or len(run))]
+
+    def _serve(
+        self,
+        kind: str,
+        requests: list[Instance],
+        cut: list[list[int]],
+        answer: Callable[[list[int]], list[Any]],
+        disable_tqdm: bool,
+    ) -> list[Any]:
+        """Answers in the requests' order; each process sees to its share of the batches and then tells the others."""
+        mine = cut[self.ranks.rank :: self.ranks.size]
+        found: dict[int, Any] = {}
+        total = sum(map(len, mine))
+        with tqdm(total=total, desc=f"{kind} requests", disable=disable_tqdm or not self.ranks.is_main) as bar:
+            for batch in mine:
+                for i, result in zip(batch, answer(batch), strict=True):
+                    found[i] = result
+                    self.cache_hook.add_partial(kind, requests[i].args, result)
+                bar.update(len(batch))
+        if self.ranks.size > 1:
+            parts: list[dict[int, Any]] = [{} for _ in range(self.ranks.size)]
+            dist.all_gather_object(parts, found)
+            found = {i: result for part in parts for i, result in part.items()}
+        return [found[i] for i in range(len(requests))]
+
+
+def _arguments(requests: Sequence[Instance]) -> list[tuple[Any, ...]]:
+    return [request.args for request in requests]
+
+
+def _number(what: str, value: Any, *, least: float) -> float:
+    with suppress(TypeError, ValueError):
+        if least <= float(value) < math.inf:
+            return float(value)
+    raise UserError(f"{what}={value!r} is not a number >= {least:g}")
+
+
+def _count(name: str, value: Any) -> int:
+    with suppress(TypeError, ValueError):
+        if int(value) >= 1:
+            return int(value)
+    raise UserError(f"model argument {name}={value!r} is not a whole number >= 1")
+
+
+def _seed(prompt: bytes, times: int, seed: int) -> int:
+    digest = hashlib.blake2b(prompt, digest_size=7, salt=times.to_bytes(8), person=seed.to_bytes(8, signed=True))
+    return int.from_bytes(digest.digest())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """lm-eval's command line; where it evaluates, its defaults are this model, the device that is there, and any batch.
+
+    Defaults other than the model are left to a ``--config`` file where one is given.
+    """
+    arguments = list(arguments)
+    at = 1 if arguments[:1] == ["run"] else 0
+    if arguments[at:] and arguments[at].startswith("-") and arguments[at] not in ("-h", "--help"):
+        defaults = ["--model", "bytekernels"]
+        if not any(argument.split("=")[0] in ("-C", "--config") for argument in arguments):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            defaults += ["--device", device, "--batch_size", "auto"]
+        arguments[at:at] = defaults
+    sys.argv = ["lm_eval", *arguments]
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        parallel.finish()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
