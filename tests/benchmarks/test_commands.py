@@ -61,8 +61,8 @@ def test_a_dry_run_lists_the_steps_and_runs_what_a_cpu_can(dry_run):
         assert (out / f"{path.stem}.log").stat().st_size > 0
     summary = (out / "summary.txt").read_text()
     assert printed.rstrip().endswith(summary.rstrip())
-    names = ["install", "bench_chunking", "bench_mamba2", "bench_pack"]
-    assert [line.split()[:2] for line in summary.splitlines()[-4:]] == [[name, "passed"] for name in names]
+    names = ["install", "bench_chunking", "bench_decode", "bench_mamba2", "bench_pack"]
+    assert [line.split()[:2] for line in summary.splitlines()[-5:]] == [[name, "passed"] for name in names]
 
 
 @pytest.mark.parametrize("bench", [bench_chunking, bench_mamba2, bench_pack], ids=["chunking", "mamba2", "pack"])
