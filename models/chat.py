@@ -14,6 +14,7 @@ from models.byte_lm import ByteLM
 from models.command import (
     CommandParser,
     add_model_arguments,
+    add_replace_argument,
     end_quietly_with_the_pipe,
     input_bytes,
     load_model,
@@ -120,6 +121,7 @@ def converse(model: ByteLM, options: argparse.Namespace, settings: dict[str, Any
 def parse(arguments: Sequence[str] | None) -> tuple[CommandParser, argparse.Namespace]:
     parser = CommandParser(prog="models.chat", description=__doc__, allow_abbrev=False)
     add_model_arguments(parser)
+    add_replace_argument(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="write on after this text, once")
     prompt.add_argument("--prompt-file", metavar="PATH", help="write on after the bytes of this file; - for stdin")

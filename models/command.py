@@ -35,10 +35,14 @@ def whole_number(text: str) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that :func:`load_model` reads, and ``--replace`` for :func:`input_bytes`."""
+    """The arguments that :func:`load_model` reads."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a byte-level model's folder: runs/quickstart/model")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+
+
+def add_replace_argument(parser: argparse.ArgumentParser) -> None:
+    """``--replace``, for :func:`input_bytes`."""
     parser.add_argument("--replace", action="store_true", help="bytes 0xFE and 0xFF in the text become '?'")
 
 

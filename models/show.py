@@ -22,6 +22,7 @@ from models.byte_lm import ByteLM
 from models.command import (
     CommandParser,
     add_model_arguments,
+    add_replace_argument,
     end_quietly_with_the_pipe,
     input_bytes,
     load_model,
@@ -282,6 +283,7 @@ def _bar(byte: ByteView) -> str:
 def parse(arguments: Sequence[str] | None) -> tuple[CommandParser, argparse.Namespace]:
     parser = CommandParser(prog="models.show", description=__doc__, allow_abbrev=False)
     add_model_arguments(parser)
+    add_replace_argument(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("text", nargs="?", metavar="TEXT", help="the text; - for standard input")
     source.add_argument("--file", metavar="PATH", help="a file with the text, of any bytes")
