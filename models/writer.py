@@ -23,14 +23,16 @@ from models.written import Generation, Piece
 
 Mode = Literal["joint", "multibyte"]
 LANES = 8  # slots come in eights: then the matrix library rounds each row alike, whoever shares the batch
+PATIENCE = 8  # byte steps after which the core serves those who wait, though others' chunks are still open
 FORMAT = "bytekernels.writer"  # the key of a saved writer's metadata
 
 
 class Writer:
     """A batch of texts in the making.
 
-    All sequences step bytes until each has closed its chunk; one step of the core then serves them all. A sequence that
-    waits, or has ended, is left as it is. What a sequence's text comes to does not depend on the others.
+    All sequences step bytes until each has closed its chunk, or for a few steps; one step of the core then serves all
+    that wait. A sequence that waits, or has ended, is left as it is. What a sequence's text comes to does not depend on
+    the others.
 
     ``mode="joint"`` draws each byte together with whether a chunk ends on it. ``mode="multibyte"`` draws the byte
     alone; a second head has drafted the byte after it, the encoder is stepped on the draft, the router decides whether
@@ -251,29 +253,32 @@ class Writer:
         s.wrote.zero_()
         self._graph = None
         yield
+        since = 0  # byte steps since the core's last
         while True:
             s = self._slots
             going = s.reason == GOING
             some_go, some_are_open = torch.stack([going.any(), (going & ~s.bit).any()]).tolist()
             if not some_go:
                 return
-            if some_are_open:
+            if some_are_open and since < PATIENCE:
+                since += 1
                 s.active.copy_(going & ~s.bit)
                 self._take_step()
             elif self._state.cache.longest >= self._state.cache.max_chunks and self._end_full():
                 s.wrote.zero_()
             else:
+                since = 0
                 self._make_dense()
                 s = self._slots
                 s.active.copy_(s.reason == GOING)
-                self.model.close_chunks(s.h, s.active, self._state)
+                self.model.close_chunks(s.h, s.active & s.bit, self._state)
                 self._take_step()
             yield
 
     def _end_full(self) -> bool:
         """End the texts for whose next chunk the core has no position; whether there were any."""
         s, cache = self._slots, self._state.cache
-        full = (s.reason == GOING) & (cache.lengths >= cache.max_chunks)
+        full = (s.reason == GOING) & s.bit & (cache.lengths >= cache.max_chunks)
         s.reason.masked_fill_(full, FULL)
         return bool(full.any())
 
