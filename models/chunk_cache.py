@@ -1,7 +1,7 @@
 """Keys and values of the core's chunks while decoding: dense, though every sequence has a length of its own."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -79,8 +79,11 @@ class ChunkCache:
         self.lengths = self.lengths + active
         self.longest = min(self.longest + 1, self.max_chunks)
 
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Called by the layers: keep keys and values, and give those to attend to."""
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Called by the layers: keep keys and values, and give those to attend to.
+
+        What else a layer says differs between versions of transformers, and is of no use here.
+        """
         pair = []
         for store, new in ((self.keys, key), (self.values, value)):
             kept = store[layer] = self._with_room(store[layer], new)
