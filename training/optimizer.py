@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from training.errors import UserError
+from training.muon import Muon
 from training.recipe import OptimizerRecipe, StageRecipe
 
 
 class Optimizer:
-    """One or two optimizers of torch.optim as one. Each group's rate is the stage's times the group's ``scale``."""
+    """One or two optimizers as one. Each group's rate is the stage's times the group's ``scale``."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
@@ -66,5 +67,5 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], recipe: OptimizerR
         betas = (recipe.beta1, recipe.beta2)
         parts.append(torch.optim.AdamW(of(False), lr=stage.lr, betas=betas, fused=True))
     if of(True):
-        parts.append(torch.optim.Muon(of(True), lr=stage.lr, adjust_lr_fn="match_rms_adamw"))
+        parts.append(Muon(of(True), lr=stage.lr))
     return Optimizer(*parts)

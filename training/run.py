@@ -23,19 +23,13 @@ from training.data import Batches, held_out_batches
 from training.errors import UserError
 from training.objectives import Context, measure, token_embeddings
 from training.parallel import Ranks
+from training.precision import fast_at_bf16
 from training.recipe import ModelRecipe, Recipe, StageRecipe
 from training.sources import Sources, fingerprint
 from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.teacher import load_teacher, small_llama
 
 _CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
-
-
-def fast_at_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than fp32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Run:
