@@ -29,7 +29,7 @@ class CacheStep:
 
 
 class ChunkCache:
-    """What the core remembers of S sequences, handed to transformers as ``past_key_values``.
+    """What the core remembers of S sequences, handed to transformers as its cache.
 
     Attributes:
         lengths: int64 [S], chunks of each sequence.

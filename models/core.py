@@ -1,5 +1,7 @@
 """The core: the teacher's own transformer, run over packed chunks."""
 
+import inspect
+from functools import cache as remembered
 from typing import Any, cast
 
 import torch
@@ -122,6 +124,12 @@ def _varlen(
 AttentionInterface.register(ATTENTION, packed_attention)
 
 
+@remembered
+def cache_argument(backbone: type[PreTrainedModel]) -> str:
+    """What a backbone's ``forward`` calls its cache: ``cache``, or ``past_key_values`` in older transformers."""
+    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
+
+
 def run_packed(
     backbone: PreTrainedModel, embeddings: Tensor, cu_chunks: Tensor, cache: ChunkCache | None = None
 ) -> Tensor:
@@ -146,8 +154,8 @@ def run_packed(
         position_ids=positions(cu_chunks, embeddings.shape[0])[None],
         cu_chunks=cu_chunks,
         longest=longest,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{cache_argument(type(backbone)): cache},
     ).last_hidden_state[0]
 
 
@@ -193,9 +201,9 @@ class Core(nn.Module):
         out = self.backbone(
             inputs_embeds=chunks.to(self.backbone.dtype)[:, None],
             position_ids=cache.lengths[:, None],
-            past_key_values=cache,
             use_cache=True,
             step=step,
+            **{cache_argument(type(self.backbone)): cache},
         ).last_hidden_state[:, 0]
         cache.end_step(active)
         return out
