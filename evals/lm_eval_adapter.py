@@ -10,15 +10,20 @@ No tokenizer takes part. A log-likelihood is :class:`models.Scorer`'s, an honest
 the bytes before (BOS before an empty context), and since a context may end anywhere in bytes, spaces are not moved from
 context to continuation as they are for tokens. Tasks count lengths in tokens: ``max_gen_toks`` and its other names are
 multiplied by ``bytes_per_token``; ``max_gen_bytes`` says it in bytes.
+
+An answer depends neither on ``batch_size`` nor on the other requests: log-likelihoods are equal within rounding, and
+texts exactly equal where that was measured (``docs/scoring.md``).
 """
 
 import hashlib
 import math
+import operator
+import re
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -33,7 +38,7 @@ from models.beam import Combine
 from models.command import DTYPES, load_model
 from models.scoring import batches
 from models.utf8 import to_bytes
-from models.writer import Mode
+from models.writer import Mode, check_mode
 from training import parallel
 from training.alignment import TokenBytes
 from training.errors import UserError
@@ -49,7 +54,16 @@ except ModuleNotFoundError as error:
 
 MAX_GEN_TOKS = 256  # where a task says nothing: lm-eval's own default
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-SAMPLING: dict[str, type] = {"top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int}
+
+
+def _whole(value: Any) -> int:
+    return int(value) if isinstance(value, str) else operator.index(value)
+
+
+SAMPLING: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("top_k", "seed"), _whole),
+    **dict.fromkeys(("top_p", "min_p", "repetition_penalty"), float),
+}
 KNOWN = ("until", "max_gen_bytes", *LENGTHS, "do_sample", "temperature", *SAMPLING)
 
 
@@ -71,30 +85,30 @@ def read_generation(arguments: Mapping[str, Any], bytes_per_token: float) -> Wri
     """lm-eval's ``generation_kwargs``, in bytes.
 
     Greedy unless ``do_sample`` is true or ``temperature`` above 0; sampled without a temperature it is 1. Of several
-    lengths the first in ``max_gen_bytes``, ``max_gen_toks``, ``max_new_tokens``, … holds.
+    lengths the first in ``max_gen_bytes``, ``max_gen_toks``, ``max_new_tokens``, … holds. ``use_cache`` is ignored.
 
     Raises:
         UserError: an argument that is not known here, or a value that it can't have.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in arguments.items() if value is not None and name != "use_cache"}
     if given.pop("num_beams", 1) != 1:
         raise UserError(f"num_beams={arguments['num_beams']}: a byte-level model writes without beams; use num_beams=1")
     if unknown := given.keys() - set(KNOWN):
         name = min(unknown)
         raise UserError(f"generation argument {name}={given[name]!r} is not known; there are {', '.join(KNOWN)}")
     until = given.get("until", ())
-    stop = (until,) if isinstance(until, str) else tuple(until)
+    stop = tuple(until) if isinstance(until, list | tuple) else (until,)
     if wrong := [word for word in stop if not isinstance(word, str)]:
         raise UserError(f"until={until!r}: {wrong[0]!r} is not a string; give a string or a list of strings")
+    sample = given.get("do_sample", "temperature" in given)
+    if sample not in (True, False):
+        raise UserError(f"generation argument do_sample={sample!r}: give True or False")
     lengths = {"max_gen_bytes": 1.0, **dict.fromkeys(LENGTHS, bytes_per_token)}
     length = next((name for name in lengths if name in given), "max_gen_toks")
     wanted = _number(f"generation argument {length}", given.get(length, MAX_GEN_TOKS), least=0) * lengths[length]
-    temperature = given.get("temperature", float(given.get("do_sample", False)))
-    if not given.get("do_sample", True):
-        temperature = 0.0
     try:
         chosen = {name: kind(given[name]) for name, kind in SAMPLING.items() if name in given}
-        sampling = Sampling(temperature=float(temperature), **chosen)
+        sampling = Sampling(temperature=float(given.get("temperature", 1)) if sample else 0.0, **chosen)
     except (TypeError, ValueError) as error:
         raise UserError(f"generation arguments {dict(arguments)}: {error}") from None
     return Writing(round(wanted), tuple(word for word in stop if word), sampling)
@@ -112,11 +126,12 @@ class ByteLMEval(LM):
         batch_bytes: bytes that are scored in one forward pass.
         beam: paths of boundary bits for each text when scoring; more give a tighter bound.
         combine: what is made of these paths: their ``sum``, or the ``best``.
-        truncate: drop the beginning of a context that is too long to be scored, instead of an error.
+        truncate: drop the beginning of a context that makes more chunks than the core has positions, instead of an
+            error; where the model writes, less one for every ``bytes_per_token`` that it may write.
         bytes_per_token: what one token of a task's ``max_gen_toks`` is worth.
         mode: ``joint`` or ``multibyte``, how the model writes.
-        batch_size: requests that are served at once, or ``auto``: as many as ``batch_bytes`` hold. Answers don't
-            depend on it.
+        batch_size: requests that are served at once, or ``auto`` (or lm-eval's ``auto:N``): as many as ``batch_bytes``
+            hold.
         max_batch_size: the most for ``auto``.
         device: ``cuda`` or ``cpu``; None takes a GPU where there is one.
 
@@ -155,7 +170,8 @@ class ByteLMEval(LM):
             if value not in allowed:
                 raise UserError(f"model argument {name}={value!r}: use one of {', '.join(map(str, allowed))}")
         self.batch_bytes, self.mode = _count("batch_bytes", batch_bytes), mode
-        self.batch_size = None if str(batch_size or "auto").startswith("auto") else _count("batch_size", batch_size)
+        auto = batch_size is None or re.fullmatch(r"auto(:\d+)?", str(batch_size))
+        self.batch_size = None if auto else _count("batch_size", batch_size)
         self.max_batch_size = None if max_batch_size is None else _count("max_batch_size", max_batch_size)
         self.bytes_per_token = _number("model argument bytes_per_token", bytes_per_token, least=1)
         paths = _count("beam", beam)
@@ -168,6 +184,7 @@ class ByteLMEval(LM):
                 if pretrained is None:
                     raise UserError("no model is given: --model_args pretrained=MODEL, such as runs/quickstart/model")
                 model = self._byte_model(pretrained, dtype)
+                check_mode(model, mode)
                 self.scorer = Scorer(
                     model, batch_bytes=self.batch_bytes, beam=paths, combine=combine, truncate=truncate
                 )
@@ -197,7 +214,7 @@ class ByteLMEval(LM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, would greedy decoding write it) of each continuation, in nats, given its context."""
-        pairs = [(to_bytes(context), to_bytes(continuation)) for context, continuation in _arguments(requests)]
+        pairs = _each("loglikelihood", requests, lambda x, y: (to_bytes(x), to_bytes(y)))
 
         def answer(batch: list[int]) -> list[tuple[float, bool]]:
             return [(s.log_likelihood, s.is_greedy) for s in self.scorer.score([pairs[i] for i in batch])]
@@ -207,7 +224,7 @@ class ByteLMEval(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text, in nats, given BOS."""
-        texts = [to_bytes(text) for (text,) in _arguments(requests)]
+        texts = _each("loglikelihood_rolling", requests, to_bytes)
 
         def answer(batch: list[int]) -> list[float]:
             return [s.log_likelihood for s in self.scorer.rolling([texts[i] for i in batch])]
@@ -221,11 +238,11 @@ class ByteLMEval(LM):
 
         Draws depend on the context, how often it was asked before, and ``seed``, and on no other request.
         """
-        if isinstance(self.scorer, TokenScorer):
+        scorer = self.scorer
+        if isinstance(scorer, TokenScorer):
             raise UserError("models before stage 2 and teachers are only scored here: leave out tasks that generate")
-        model = self.scorer.model
-        prompts = [to_bytes(context) for context, _ in _arguments(requests)]
-        writings = [read_generation(arguments, self.bytes_per_token) for _, arguments in _arguments(requests)]
+        prompts = _each("generate_until", requests, lambda context, _: to_bytes(context))
+        writings = _each("generate_until", requests, lambda _, given: read_generation(given, self.bytes_per_token))
         groups: dict[int, list[int]] = {}
         samplings, asked = [], Counter[bytes]()
         for i, (prompt, writing) in enumerate(zip(prompts, writings, strict=True)):
@@ -234,10 +251,12 @@ class ByteLMEval(LM):
             asked[prompt] += 1
 
         def answer(batch: list[int]) -> list[str]:
+            max_new_bytes = writings[batch[0]].max_new_bytes
+            spare = math.ceil(max_new_bytes / self.bytes_per_token)
             written = generate(
-                model,
-                [prompts[i] for i in batch],
-                max_new_bytes=writings[batch[0]].max_new_bytes,
+                scorer.model,
+                [scorer.fitted_context(prompts[i], spare=spare) for i in batch],
+                max_new_bytes=max_new_bytes,
                 sampling=[samplings[i] for i in batch],
                 stop=[writings[i].stop for i in batch],
                 mode=self.mode,
@@ -296,7 +315,7 @@ class ByteLMEval(LM):
         total = sum(map(len, mine))
         with tqdm(total=total, desc=f"{kind} requests", disable=disable_tqdm or not self.ranks.is_main) as bar:
             for batch in mine:
-                for i, result in zip(batch, answer(batch), strict=True):
+                for i, result in zip(batch, _answers(kind, requests, batch, answer), strict=True):
                     found[i] = result
                     self.cache_hook.add_partial(kind, requests[i].args, result)
                 bar.update(len(batch))
@@ -307,8 +326,40 @@ class ByteLMEval(LM):
         return [found[i] for i in range(len(requests))]
 
 
-def _arguments(requests: Sequence[Instance]) -> list[tuple[Any, ...]]:
-    return [request.args for request in requests]
+@contextmanager
+def _named(kind: str, requests: Sequence[Instance], place: int) -> Iterator[None]:
+    """Says of a mistake in which request it is."""
+    try:
+        yield
+    except (ValueError, UserError) as error:
+        request = requests[place]
+        name = f"{kind} request {place}"
+        if request.task_name is not None:
+            name = f"task {request.task_name}, document {request.doc_id}, {kind} request {request.idx}"
+        raise UserError(f"{name}: {str(error).removeprefix('pair 0: ')}") from error
+
+
+def _each(kind: str, requests: Sequence[Instance], read: Callable[..., Any]) -> list[Any]:
+    """What is read from the arguments of every request."""
+    found = []
+    for place, request in enumerate(requests):
+        with _named(kind, requests, place):
+            found.append(read(*request.args))
+    return found
+
+
+def _answers(
+    kind: str, requests: Sequence[Instance], batch: list[int], answer: Callable[[list[int]], list[Any]]
+) -> list[Any]:
+    """A batch's answers; where it is refused, its requests are asked one by one, so that the error names the one."""
+    try:
+        return answer(batch)
+    except ValueError:
+        found = []
+        for place in batch:
+            with _named(kind, requests, place):
+                found += answer([place])
+        return found
 
 
 def _number(what: str, value: Any, *, least: float) -> float:
@@ -320,13 +371,13 @@ def _number(what: str, value: Any, *, least: float) -> float:
 
 def _count(name: str, value: Any) -> int:
     with suppress(TypeError, ValueError):
-        if int(value) >= 1:
-            return int(value)
+        if _whole(value) >= 1:
+            return _whole(value)
     raise UserError(f"model argument {name}={value!r} is not a whole number >= 1")
 
 
 def _seed(prompt: bytes, times: int, seed: int) -> int:
-    digest = hashlib.blake2b(prompt, digest_size=7, salt=times.to_bytes(8), person=seed.to_bytes(8, signed=True))
+    digest = hashlib.blake2b(prompt, digest_size=7, salt=times.to_bytes(8), person=(seed % 2**64).to_bytes(8))
     return int.from_bytes(digest.digest())
 
 

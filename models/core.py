@@ -1,6 +1,7 @@
 """The core: the teacher's own transformer, run over packed chunks."""
 
 import inspect
+from collections.abc import Callable
 from functools import cache as remembered
 from typing import Any, cast
 
@@ -125,9 +126,9 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 
 @remembered
-def cache_argument(backbone: type[PreTrainedModel]) -> str:
+def cache_argument(forward: Callable[..., Any]) -> str:
     """What a backbone's ``forward`` calls its cache: ``cache``, or ``past_key_values`` in older transformers."""
-    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def run_packed(
@@ -155,7 +156,7 @@ def run_packed(
         cu_chunks=cu_chunks,
         longest=longest,
         use_cache=cache is not None,
-        **{cache_argument(type(backbone)): cache},
+        **{cache_argument(type(backbone).forward): cache},
     ).last_hidden_state[0]
 
 
@@ -203,7 +204,7 @@ class Core(nn.Module):
             position_ids=cache.lengths[:, None],
             use_cache=True,
             step=step,
-            **{cache_argument(type(self.backbone)): cache},
+            **{cache_argument(type(self.backbone).forward): cache},
         ).last_hidden_state[:, 0]
         cache.end_step(active)
         return out

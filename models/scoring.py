@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -58,6 +59,15 @@ def batches(lengths: Sequence[int], batch_bytes: int) -> Iterator[list[int]]:
         filled += lengths[i]
     if batch:
         yield batch
+
+
+@contextmanager
+def numbered(number: int) -> Iterator[None]:
+    """Says in a ValueError which of several pairs it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"pair {number}: {error}") from None
 
 
 def check_batch_bytes(batch_bytes: int) -> None:
@@ -142,10 +152,11 @@ class Scorer:
         """
         sequences = []
         for number, (context, continuation) in enumerate(pairs):
-            x, y = to_bytes(context), to_bytes(continuation)
-            if not y:
-                raise ValueError(f"the continuation of pair {number} is empty: give at least one byte to score")
-            sequences.append(self._fitted(_Sequence(x, y), number))
+            with numbered(number):
+                x, y = to_bytes(context), to_bytes(continuation)
+                if not y:
+                    raise ValueError("the continuation is empty: give at least one byte to score")
+                sequences.append(_Sequence(self.fitted_context(x, y), y))
         return self._scored(sequences)
 
     def rolling(self, texts: Sequence[str | bytes], *, window: int | None = None) -> list[ContinuationScore]:
@@ -169,27 +180,33 @@ class Scorer:
 
     # ------------------------------------------------------------------------------------------------- room
 
-    def _fitted(self, sequence: "_Sequence", number: int) -> "_Sequence":
-        """The sequence if the core has positions for it, else with a shorter context."""
-        if self.positions is None or sequence.length <= self.positions:
-            return sequence
-        boundary = self._route(sequence.data)
-        chunks = count_chunks(boundary)
-        if chunks <= self.positions:
-            return sequence
-        if not self.truncate:
-            raise ValueError(
-                f"pair {number} makes {chunks} chunks, and the core has {self.positions} positions: "
-                "shorten its context, or use truncate=True"
-            )
+    def fitted_context(self, context: bytes, continuation: bytes = b"", spare: int = 0) -> bytes:
+        """A context with which the text fits into the core's positions: all of it or, with ``truncate``, its end.
+
+        It is cut at an end of the router's chunks.
+
+        Args:
+            context, continuation: of a text to score, or to write on after.
+            spare: positions that must be left.
+
+        Raises:
+            ValueError: the context is too long and ``truncate`` is False, or without it there is no room either.
+        """
+        if self.positions is None or 1 + len(context) + len(continuation) <= self.positions - spare:
+            return context
+        boundary = self._route(context + continuation)
+        excess = count_chunks(boundary) + spare - self.positions
+        if excess <= 0:
+            return context
+        needs = f"{count_chunks(boundary)} chunks" + (f" and {spare} to be written" if spare else "")
+        needs += f" are more than the core's {self.positions} positions"
         ends = np.flatnonzero(boundary)[1:]  # bytes up to each chunk's end, BOS's left out
-        cut = int(ends[chunks - self.positions - 1])
-        if cut > len(sequence.context):
-            raise ValueError(
-                f"the continuation of pair {number} alone makes more chunks than the {self.positions} positions of "
-                "the core: score it in pieces, or by rolling()"
-            )
-        return self._fitted(_Sequence(sequence.context[cut:], sequence.continuation), number)
+        if excess > len(ends) or ends[excess - 1] > len(context):
+            fix = "write fewer bytes" if spare else "score it in pieces, or by rolling()"
+            raise ValueError(f"{needs}, even without the context: {fix}")
+        if not self.truncate:
+            raise ValueError(f"{needs}: shorten the context, or use truncate=True")
+        return self.fitted_context(context[int(ends[excess - 1]) :], continuation, spare)
 
     def _windows(self, data: bytes, limit: int | None) -> Iterator[bytes]:
         while data:

@@ -19,6 +19,7 @@ from models.scoring import (
     ContinuationScore,
     batches,
     check_batch_bytes,
+    numbered,
     positions_of,
     window_limit,
 )
@@ -95,14 +96,15 @@ class TokenScorer:
         whole = self._tokens([context + continuation for context, continuation in texts])
         sequences = []
         for number, ((context, continuation), tokens) in enumerate(zip(texts, whole, strict=True)):
-            if not continuation:
-                raise ValueError(f"the continuation of pair {number} is empty: give at least one byte to score")
-            ends = np.cumsum(tokens.lengths)
-            given = int(np.searchsorted(ends, len(context.encode()), "right"))
-            if context and (given == 0 or ends[given - 1] != len(context.encode())):
-                before, after = self._tokens([context, continuation])
-                tokens, given = before.followed_by(after), len(before.ids)
-            sequences.append(self._fitted(tokens, given, number))
+            with numbered(number):
+                if not continuation:
+                    raise ValueError("the continuation is empty: give at least one byte to score")
+                ends = np.cumsum(tokens.lengths)
+                given = int(np.searchsorted(ends, len(context.encode()), "right"))
+                if context and (given == 0 or ends[given - 1] != len(context.encode())):
+                    before, after = self._tokens([context, continuation])
+                    tokens, given = before.followed_by(after), len(before.ids)
+                sequences.append(self._fitted(tokens, given))
         return self._scored(sequences)
 
     def rolling(self, texts: Sequence[str | bytes], *, window: int | None = None) -> list[ContinuationScore]:
@@ -135,18 +137,18 @@ class TokenScorer:
             found.append(_Tokens(text.encode(), np.asarray(tokens.ids), np.asarray(tokens.lengths)))
         return found
 
-    def _fitted(self, tokens: "_Tokens", given: int, number: int) -> "tuple[_Tokens, int]":
+    def _fitted(self, tokens: "_Tokens", given: int) -> "tuple[_Tokens, int]":
         """The tokens if the core has positions for them, else with fewer of the context."""
         excess = 0 if self.positions is None else max(0, len(tokens.ids) + 1 - self.positions)
         if excess and not self.truncate:
             raise ValueError(
-                f"pair {number} has {len(tokens.ids) + 1} tokens with BOS, and the core has {self.positions} "
-                "positions: shorten its context, or use truncate=True"
+                f"{len(tokens.ids) + 1} tokens, BOS included, are more than the core's {self.positions} positions: "
+                "shorten the context, or use truncate=True"
             )
         if excess > given:
             raise ValueError(
-                f"the continuation of pair {number} alone has more tokens than the {self.positions} positions of the "
-                "core: score it in pieces, or by rolling()"
+                f"the continuation alone has more tokens than the core's {self.positions} positions: "
+                "score it in pieces, or by rolling()"
             )
         return tokens.part(excess, len(tokens.ids)), given - excess
 

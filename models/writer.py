@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -80,10 +80,7 @@ class Writer:
     def _set_up(
         self, model: ByteLM, mode: Mode, index: list[int], settings: list[Sampling], stops: list[list[bytes]]
     ) -> None:
-        if mode not in ("joint", "multibyte"):
-            raise ValueError(f"mode must be 'joint' or 'multibyte', got {mode!r}")
-        if mode == "multibyte" and not model.config.draft_head:
-            raise ValueError("mode='multibyte' needs a model with a draft head (config.draft_head): use mode='joint'")
+        check_mode(model, mode)
         self.model, self.mode = model, mode
         self._settings, self._stops = settings, stops
         self._place(index)
@@ -386,6 +383,18 @@ class Writer:
             boundaries = (*self._prompt_bits[i], *bits[slot, :size].tolist())
             end = REASONS[reason] or "length"
             self._ended[i] = Generation(self.prompts[i], new[slot, :size].tobytes(), boundaries, end, stop)
+
+
+def check_mode(model: ByteLM, mode: str) -> None:
+    """Refuse a mode that is none, or that the model has no head for.
+
+    Raises:
+        ValueError: with what to use instead.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be 'joint' or 'multibyte', got {mode!r}")
+    if mode == "multibyte" and not model.config.draft_head:
+        raise ValueError("mode='multibyte' needs a model with a draft head (config.draft_head): use mode='joint'")
 
 
 def _settings_for_each(sampling: Sampling | Sequence[Sampling], prompts: int) -> list[Sampling]:

@@ -170,6 +170,48 @@ def test_draws_of_one_prompt_differ_and_heed_no_other_request(model):
     assert other not in (first, second)
 
 
+@pytest.mark.parametrize("seed", [2**64 - 1, -1, -(2**63), "5"])
+def test_any_64_bit_seed_draws(model, seed):
+    lm = ByteLMEval(model, device="cpu")
+    given = {"do_sample": True, "max_gen_bytes": 9, "seed": seed}
+    asked = instances("generate_until", ("ab", given))
+    assert lm.generate_until(asked, True) == lm.generate_until(asked, True)
+
+
+@pytest.fixture(scope="module")
+def short_core() -> ByteLM:
+    return small_model(core={**small_model().config.core, "max_position_embeddings": 80})
+
+
+def test_a_context_that_is_too_long_to_write_after_is_cut_from_the_left(short_core):
+    context, given = "many words " * 40, {"max_gen_bytes": 40}
+    asked = instances("generate_until", ("a", given), (context, given))
+    cut = Scorer(short_core, truncate=True).fitted_context(context.encode(), spare=40)
+    wanted = generate(short_core, ["a", cut], max_new_bytes=40)
+    lm = ByteLMEval(short_core, truncate=True, bytes_per_token=1, device="cpu")
+    assert lm.generate_until(asked, True) == [generation.new_text for generation in wanted]
+    assert len(wanted[1].new) == 40 and len(cut) < len(context)
+    with pytest.raises(UserError, match="^generate_until request 1: .* and 10 to be written .* or use truncate=True"):
+        ByteLMEval(short_core, device="cpu").generate_until(asked, True)
+
+
+def test_a_refused_request_is_named(short_core):
+    texts = {
+        "loglikelihood": [("a long context", " and"), ("x", "a"), ("y", ""), ("z", "b")],
+        "loglikelihood_rolling": [("a long text",), ("x",), ("lone \ud800",), ("y",)],
+        "generate_until": [("a long text", {}), ("x", {}), ("y", {"topp": 1}), ("z", {})],
+    }
+    reasons = ["the continuation is empty", "text is not valid Unicode", "generation argument topp=1 is not known"]
+    lm = ByteLMEval(short_core, device="cpu")
+    for (kind, arguments), reason in zip(texts.items(), reasons, strict=True):
+        requests = [
+            Instance(kind, doc={}, arguments=each, idx=i % 2, metadata=("mine", i // 2, 1))
+            for i, each in enumerate(arguments)
+        ]
+        with pytest.raises(UserError, match=f"^task mine, document 1, {kind} request 0: {reason}"):
+            getattr(lm, kind)(requests, True)
+
+
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_every_answer_is_cached_once_under_its_own_request(model, kind):
     lm = ByteLMEval(model, batch_size=2, device="cpu")
@@ -192,6 +234,7 @@ def test_the_progress_bar_can_be_left_out(model, capsys):
     ("settings", "wanted"),
     [
         ({"batch_size": "auto", "batch_bytes": 7}, [[9], [5, 2], [1, 1, 1]]),
+        ({"batch_size": "auto:4", "batch_bytes": 7}, [[9], [5, 2], [1, 1, 1]]),
         ({"batch_size": None, "batch_bytes": 7, "max_batch_size": "2"}, [[9], [5, 2], [1, 1], [1]]),
         ({"batch_size": 4, "batch_bytes": 7, "max_batch_size": 2}, [[9, 5, 2, 1], [1, 1]]),
     ],
@@ -213,6 +256,7 @@ def test_batches_fill_a_count_or_the_bytes(model, settings, wanted):
         ({"until": "\n", "max_gen_toks": 10}, Writing(40, ("\n",), Sampling())),
         ({"until": ["a", ""], "max_new_tokens": 10, "max_gen_bytes": 7}, Writing(7, ("a",), Sampling())),
         ({"do_sample": False, "temperature": 0.7, "num_beams": 1}, Writing(1024, (), Sampling())),
+        ({"temperature": 0.0, "use_cache": False}, Writing(1024, (), Sampling())),
         ({"do_sample": True, "top_k": None}, Writing(1024, (), Sampling(temperature=1.0))),
         (
             {"temperature": "0.5", "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 2, "seed": 4},
@@ -234,6 +278,10 @@ def test_generation_arguments_in_bytes(given, wanted):
         ({"temperature": "warm"}, "could not convert string to float: 'warm'"),
         ({"max_gen_toks": "many"}, "max_gen_toks='many' is not a number >= 0"),
         ({"max_gen_toks": -1}, "max_gen_toks=-1 is not a number >= 0"),
+        ({"do_sample": "yes"}, "do_sample='yes': give True or False"),
+        ({"until": 3}, "until=3: 3 is not a string"),
+        ({"top_k": 2.7}, "'top_k': 2.7.*as an integer"),
+        ({"seed": 2**64}, "seed must be a 64-bit integer"),
     ],
 )
 def test_generation_arguments_that_are_refused(given, message):
@@ -250,6 +298,10 @@ def test_generation_arguments_that_are_refused(given, message):
         ("beam=0", "beam=0 is not a whole number >= 1"),
         ("batch_bytes=all", "batch_bytes='all' is not a whole number >= 1"),
         ("batch_size=none of it", "batch_size='none of it' is not a whole number >= 1"),
+        ("batch_size=auto 4", "batch_size='auto 4' is not a whole number >= 1"),
+        ("batch_size=0", "batch_size=0 is not a whole number >= 1"),
+        ("batch_size=2.7", "batch_size=2.7 is not a whole number >= 1"),
+        ("mode=multibyte", "mode='multibyte' needs a model with a draft head"),
         ("bytes_per_token=few", "bytes_per_token='few' is not a number >= 1"),
         ("bytes_per_token=0", "bytes_per_token=0 is not a number >= 1"),
         ("device=tpu", "--device tpu: use cuda or cpu"),

@@ -62,13 +62,33 @@ def test_windows_cover_each_byte_once(model):
 def test_what_does_not_fit_is_refused_or_cut():
     model = small_model(core={**small_model().config.core, "max_position_embeddings": 80})
     context, continuation = b"many words " * 40, b"in here"
-    with pytest.raises(ValueError, match="pair 0 makes .* chunks, and the core has 80 positions: shorten its context"):
+    with pytest.raises(
+        ValueError, match="pair 0: .* chunks are more than the core's 80 positions: shorten the context"
+    ):
         Scorer(model).score([(context, continuation)])
     cut = Scorer(model, truncate=True).score([(context, continuation)])[0]
     assert cut.num_bytes == 7 and math.isfinite(cut.log_likelihood)
-    with pytest.raises(ValueError, match="alone makes more chunks than the 80 positions"):
+    with pytest.raises(
+        ValueError, match="pair 0: .* more than the core's 80 positions, even without the context: score"
+    ):
         Scorer(model, truncate=True).score([(b"", context * 2)])
     assert Scorer(model).rolling([context * 2])[0].num_bytes == 880
+
+
+def test_a_context_leaves_room_for_what_is_to_be_written():
+    model = small_model(core={**small_model().config.core, "max_position_embeddings": 80})
+    context = b"many words " * 40
+    scorer = Scorer(model, truncate=True)
+    kept = {spare: scorer.fitted_context(context, spare=spare) for spare in (0, 30)}
+    for spare, end in kept.items():
+        assert context.endswith(end) and 80 - spare - 5 < scorer._route(end).sum() <= 80 - spare
+        cut = context.removesuffix(end)
+        assert scorer._route(context)[len(cut)], "the cut is no chunk's end"
+    assert scorer.fitted_context(b"short", spare=30) == b"short"
+    with pytest.raises(ValueError, match="chunks and 30 to be written are more than .* 80 positions: shorten the"):
+        Scorer(model).fitted_context(context, spare=30)
+    with pytest.raises(ValueError, match="and 80 to be written .* even without the context: write fewer bytes"):
+        scorer.fitted_context(b"x" * 9, spare=80)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +107,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 def test_bad_texts_and_leaking_models_are_refused():
     model = small_model()
-    with pytest.raises(ValueError, match="the continuation of pair 1 is empty"):
+    with pytest.raises(ValueError, match="pair 1: the continuation is empty"):
         Scorer(model).score([("a", "b"), ("a", "")])
     with pytest.raises(ValueError, match="byte 0xFE at offset 0 is reserved"):
         Scorer(model).rolling([b"\xfe"])
