@@ -1,12 +1,15 @@
 """The tokenizer of a byte-level model, as transformers wants one: UTF-8 bytes are the ids."""
 
 from collections.abc import Sequence
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from bytekernels import BOS, EOS
 from models.config import ByteLMConfig
+from models.folder import check_descriptions
 from models.utf8 import to_bytes, to_text
 
 # A byte's token is the character with its number; the two marks have names.
@@ -35,6 +38,18 @@ class ByteTokenizer(PreTrainedTokenizer):
         self.prefix_tokens = [BOS]
         options["special_tokens_pattern"] = "prefix_suffix"
         super().__init__(bos_token=bos_token, eos_token=eos_token, pad_token=pad_token, **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, *inputs: Any, **options: Any) -> Self:
+        """A tokenizer from a folder, whose files are checked before, or from a repository's name.
+
+        Raises:
+            ValueError: a file of the folder's is not JSON.
+        """
+        folder = Path(pretrained_model_name_or_path, options.get("subfolder") or "")
+        if folder.is_dir():
+            check_descriptions(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *inputs, **options)
 
     @property
     def vocab_size(self) -> int:

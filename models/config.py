@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 DECHUNK_WEIGHTS = ("hold", "causal", "lookahead")
 # What transformers itself may write into a config.json beside its own fields.
@@ -78,8 +78,12 @@ class ByteLMConfig(PreTrainedConfig):
     def core_config(self) -> PreTrainedConfig:
         """The core's configuration as an object of its own class.
 
+        Keys that a teacher's config.json brings beside its class's own settings are ignored, as transformers does: real
+        ones have many. Only a misspelt one, in place of a setting that is not there, is refused.
+
         Raises:
-            ValueError: there is no core, it does not say its ``model_type``, or transformers refuses it.
+            ValueError: there is no core, it does not say its ``model_type``, it is no causal language model's, a
+                setting is misspelt, or transformers refuses it.
         """
         if not self.core or "model_type" not in self.core:
             raise ValueError(f"config.core must be the teacher's configuration with its model_type, got {self.core}")
@@ -89,6 +93,19 @@ class ByteLMConfig(PreTrainedConfig):
                 f"config.core has model_type={self.core['model_type']!r}, which transformers "
                 f"{transformers.__version__} lacks: correct it, or install a version that has it"
             )
+        kind = CONFIG_MAPPING[self.core["model_type"]]
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(
+                f"config.core has model_type={self.core['model_type']!r}, which is no causal language model: "
+                "give a teacher's configuration, such as llama's"
+            )
+        missing = {field.name for field in fields(kind)} - settings.keys()
+        for name in settings.keys() - {field.name for field in fields(kind)} - kind.attribute_map.keys():
+            if near := get_close_matches(name, missing, n=1, cutoff=0.9):
+                raise ValueError(
+                    f"config.core: {self.core['model_type']} has no setting {name!r} (got {settings[name]!r}): "
+                    f"did you mean {near[0]!r}?"
+                )
         try:
             return AutoConfig.for_model(self.core["model_type"], **settings)
         except StrictDataclassError as error:

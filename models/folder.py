@@ -6,7 +6,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+CONFIG, INDEX = "config.json", "model.safetensors.index"
+OTHERS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def check_folder(folder: Path, model_type: str, variant: str | None = None) -> None:
@@ -27,10 +28,20 @@ def check_folder(folder: Path, model_type: str, variant: str | None = None) -> N
             f"{folder / CONFIG} says model_type={config.get('model_type')!r}, not {model_type!r}: name the folder of a "
             "byte-level model (a teacher becomes one through training/stage.py)"
         )
-    if (folder / GENERATION_CONFIG).exists():
-        _read_json(folder / GENERATION_CONFIG)
+    check_descriptions(folder)
     for file in _weight_files(folder, "" if variant is None else f".{variant}"):
         check_safetensors(file)
+
+
+def check_descriptions(folder: Path) -> None:
+    """Refuse a folder whose settings of generation or of the tokenizer, where it has them, are not whole.
+
+    Raises:
+        ValueError: a file is not JSON.
+    """
+    for name in OTHERS:
+        if (folder / name).exists():
+            _read_json(folder / name)
 
 
 def check_safetensors(file: Path) -> None:
@@ -50,15 +61,21 @@ def check_safetensors(file: Path) -> None:
 
 
 def _weight_files(folder: Path, variant: str) -> list[Path]:
-    whole, index = folder / f"model{variant}.safetensors", folder / f"model.safetensors.index{variant}.json"
+    whole, index = folder / f"model{variant}.safetensors", folder / f"{INDEX}{variant}.json"
     if whole.exists() or not index.exists():
         fix = "copy the whole folder that save_pretrained made"
         if pickles := ", ".join(sorted(path.name for path in folder.glob("pytorch_model*"))):
             fix = f"{pickles} can't be used, since unpickling runs code that the file brings; convert it to safetensors"
         return [_require(whole, fix)]
-    shards = _read_json(index).get("weight_map")
+    content = _read_json(index)
+    shards = content.get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{index} has no weight_map that names the shards: copy or save it again")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} has no metadata, an object: copy or save it again")
+    for shard in shards.values():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+            raise ValueError(f"{index} names the shard {shard!r}, which is no file beside it: copy or save it again")
     return [
         _require(folder / shard, f"{index.name} names it; copy it beside the others")
         for shard in sorted({*shards.values()})

@@ -98,6 +98,11 @@ def test_sizes_are_checked_again_when_saved(tmp_path):
     [
         (None, "config.core must be the teacher's configuration"),
         (dict(hidden_size=32), "with its model_type"),
+        (dict(model_type="vit"), "model_type='vit', which is no causal language model: give a teacher's"),
+        (
+            dict(model_type="llama", hiden_size=32),
+            "llama has no setting 'hiden_size' .got 32.: did you mean 'hidden_size'",
+        ),
         (dict(model_type="llamma"), "model_type='llamma', which transformers .* lacks"),
         ({**LLAMA, "hidden_size": "a"}, "config.core is not a llama model's: Field 'hidden_size' expected int"),
     ],
@@ -106,3 +111,23 @@ def test_a_core_that_is_no_configuration_is_refused(core, message):
     config = make(core=core)
     with pytest.raises(ValueError, match=message):
         config.core_config()
+
+
+# What the config.json of published teachers has beside the settings of their classes.
+LEFTOVERS = {
+    "llama": dict(
+        *[dict(is_llama_config=True, rope_interleaved=False, rope_theta=1e4, rope_scaling=None, unsloth_fixed=True)],
+        **{"transformers.js_config": {"dtype": "q4"}, "_name_or_path": "x", "torch_dtype": "bfloat16"},
+        **dict(architectures=["LlamaForCausalLM"], transformers_version="4.40.0", quantization_config=None),
+    ),
+    "qwen2": dict(use_mrope=False, rope_theta=1e6, max_window_layers=28, use_sliding_window=False, head_dim=8),
+    "olmo2": dict(clip_qkv=None, rope_theta=5e5, attention_bias=False),
+    "mistral": dict(sliding_window=None, rope_theta=1e4, cache_implementation="hybrid"),
+    "gpt2": dict(n_ctx=1024, n_embd=32, n_head=4, task_specific_params={}, gradient_checkpointing=False),
+    "gemma": dict(hidden_activation=None, hidden_act="gelu", rope_theta=1e4),
+}
+
+
+@pytest.mark.parametrize("family", LEFTOVERS)
+def test_what_real_teachers_bring_along_is_ignored(family):
+    assert make(core=dict(model_type=family, **LEFTOVERS[family])).core_config().model_type == family

@@ -115,6 +115,11 @@ def test_damaged_descriptions_are_refused_by_name(folder, shards):
     assert_refused(shards, ValueError, "index.json has no weight_map")
     (folder / "generation_config.json").write_text("{")
     assert_refused(folder, ValueError, "generation_config.json is not JSON")
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "By')
+    assert_refused(folder, ValueError, "tokenizer_config.json is not JSON")
+    with pytest.raises(ValueError, match="tokenizer_config.json is not JSON"):
+        ByteTokenizer.from_pretrained(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="config.json must hold a JSON object, got list"):
         ByteLM.from_pretrained(folder)
@@ -124,6 +129,25 @@ def test_damaged_descriptions_are_refused_by_name(folder, shards):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json is not there"):
         ByteLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(metadata=None), "index.json has no metadata, an object"),
+        (dict(metadata=[]), "index.json has no metadata, an object"),
+        (dict(weight_map={"a": 3}), "index.json names the shard 3, which is no file beside it"),
+        (dict(weight_map={"a": "../x.safetensors"}), "index.json names the shard '../x.safetensors', which is no file"),
+        (dict(weight_map={"a": "/x.safetensors"}), "index.json names the shard '/x.safetensors', which is no file"),
+        (dict(weight_map={"a": ""}), "index.json names the shard '', which is no file"),
+        (dict(weight_map={"a": "x.safetensors", "b": None}), "index.json names the shard None, which is no file"),
+    ],
+)
+def test_an_index_that_names_no_shards_beside_it_is_refused(shards, change, message):
+    index = shards / "model.safetensors.index.json"
+    content = json.loads(index.read_text()) | change
+    index.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    assert_refused(shards, ValueError, message)
 
 
 def test_folders_of_something_else_are_refused(folder, tmp_path):
