@@ -27,7 +27,7 @@ class ByteTokenizer(PreTrainedTokenizer):
     A prompt that is not text goes in as a list of its bytes: ``tokenizer(list(data))``.
 
     Raises:
-        ValueError: a token that is none of the 256 is to be added.
+        ValueError: a token that is none of the 256 is to be added, or to serve as a special one.
     """
 
     padding_side = "left"
@@ -58,13 +58,14 @@ class ByteTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         return dict(IDS)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.SPECIAL_TOKENS_ATTRIBUTES and value is not None:
+            _check_token(str(value))
+        super().__setattr__(name, value)
+
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
         for token in map(str, new_tokens or ()):
-            if token not in IDS:
-                raise ValueError(
-                    f"token {token!r} can't be added: a byte-level model has the 256 bytes and no other ids; "
-                    "write the text itself, which is encoded as its bytes"
-                )
+            _check_token(token)
         return super()._add_tokens(new_tokens, special_tokens)
 
     def tokenize(
@@ -115,6 +116,14 @@ class ByteTokenizer(PreTrainedTokenizer):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """There is nothing to save: the vocabulary is the bytes."""
         return ()
+
+
+def _check_token(token: str) -> None:
+    if token not in IDS:
+        raise ValueError(
+            f"token {token!r} can't be added: a byte-level model has the 256 bytes and no other ids; "
+            "write the text itself, which is encoded as its bytes"
+        )
 
 
 def _not_a_byte(index: int) -> str:

@@ -18,6 +18,7 @@ from models.command import (
     end_quietly_with_the_pipe,
     input_bytes,
     load_model,
+    standard_input,
     whole_number,
 )
 from models.sampling import Sampling
@@ -81,7 +82,7 @@ def lines() -> Iterator[bytes]:
     """The lines of standard input, edited where it is a terminal."""
     if not sys.stdin.isatty():
         for line in sys.stdin.buffer:
-            yield line.removesuffix(b"\n")
+            yield line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input edits lines once it is imported)
@@ -152,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mode=options.mode,
         )
         once = options.prompt is not None or options.prompt_file is not None
-        prompt = input_bytes(options.prompt, options.prompt_file, replace=options.replace) if once else b""
+        if once:
+            prompt = input_bytes(options.prompt, options.prompt_file, replace=options.replace)
+        else:
+            standard_input()  # refused before a model is loaded
         model = load_model(options)
         if once:
             write_on(model, prompt, options, settings)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import torch
 import transformers
@@ -46,16 +46,27 @@ def add_replace_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="bytes 0xFE and 0xFF in the text become '?'")
 
 
+def standard_input() -> TextIO:
+    """``sys.stdin``.
+
+    Raises:
+        ValueError: it is closed.
+    """
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: give the text as an argument or in a file")
+    return sys.stdin
+
+
 def input_bytes(text: str | bytes | None, file: str | None, *, replace: bool) -> bytes:
     """The bytes of a command's argument, or of a file; ``-`` as the file is standard input.
 
     Raises:
-        ValueError: the file can't be read, or a byte is one of the model's own marks (:func:`models.utf8.to_bytes`).
+        ValueError: the file can't be read, standard input is closed, or a byte is one of the model's own marks (:func:`models.utf8.to_bytes`).
     """
     if text is not None:
         content = os.fsencode(text)  # an argument that is not UTF-8 keeps its bytes
     elif file == "-":
-        content = sys.stdin.buffer.read()
+        content = standard_input().buffer.read()
     else:
         try:
             content = Path(file or "").read_bytes()
@@ -64,7 +75,7 @@ def input_bytes(text: str | bytes | None, file: str | None, *, replace: bool) ->
     try:
         return to_bytes(content, replace=replace)
     except ValueError as error:
-        raise ValueError(str(error).replace("(replace=True)", "(--replace)")) from None
+        raise ValueError(f"{error} (--replace)") from None
 
 
 def load_model(options: argparse.Namespace) -> ByteLM:

@@ -129,6 +129,7 @@ class HubModel(PreTrainedModel, GenerationMixin):
             model ended the document, then padding.
 
         Raises:
+            TypeError: ids or mask are no tensors.
             ValueError: an argument that can't be honoured, a value out of range, ids that are no prompt, or a streamer
                 for more than one sequence.
         """
@@ -158,8 +159,12 @@ def prompts_of(ids: Tensor, attention_mask: Tensor | None) -> list[bytes]:
     """The prompts in padded ids [B, L], without BOS; see :meth:`HubModel.generate`.
 
     Raises:
+        TypeError: ids or mask are no tensors.
         ValueError: ids that are not [B, L] of bytes, a mask of another shape, or a mark inside a prompt.
     """
+    for name, value in (("input_ids", ids), ("attention_mask", attention_mask)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor [B, L], got {type(value).__name__}: use torch.tensor")
     if ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(f"input_ids must be integers [B, L], got {ids.dtype} {list(ids.shape)}: use tensor[None]")
     if attention_mask is not None and attention_mask.shape != ids.shape:

@@ -1,7 +1,10 @@
 """transformers' arguments of ``generate``, as a byte-level model's writer takes them."""
 
+import operator
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -70,7 +73,7 @@ class HubSettings:
         for name, value in found.items():
             if name not in HONOURED:
                 raise ValueError(
-                    f"a byte-level model can't honour {name}={value!r}: leave it out (generate takes "
+                    f"a byte-level model can't honour {name}={reprlib.repr(value)}: leave it out (generate takes "
                     f"{', '.join(sorted(HONOURED))}, attention_mask, streamer and mode)"
                 )
         sample = _bool(found, "do_sample")
@@ -90,7 +93,7 @@ class HubSettings:
             max_length=_int(found, "max_length", 0, least=1) if by_length else None,
             stop=(*stops, *_strings(found.get("stop_strings", ())), *_end_ids(found.get("eos_token_id", EOS))),
             copies=copies,
-            pad=_int(found, "pad_token_id", EOS, least=0),
+            pad=_int(found, "pad_token_id", EOS, least=0, most=255),
             max_time=_seconds(found),
             as_dict=_bool(found, "return_dict_in_generate"),
         )
@@ -175,11 +178,14 @@ def _end_ids(ids: Any) -> list[bytes]:
     return [bytes([one]) for one in chosen if one != EOS]
 
 
-def _int(found: Mapping[str, Any], name: str, default: int, *, least: int) -> int:
+def _int(found: Mapping[str, Any], name: str, default: int, *, least: int, most: int | None = None) -> int:
     value = found.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return value
+    with suppress(TypeError):
+        number = operator.index(value)  # numpy's too
+        if not isinstance(value, bool) and least <= number and (most is None or number <= most):
+            return number
+    wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{name} must be an int {wanted}, got {value!r}")
 
 
 def _seconds(found: Mapping[str, Any]) -> float | None:

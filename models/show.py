@@ -192,10 +192,14 @@ def summary(text: TextView) -> str:
     """The numbers of a text in one line."""
     size, chunks, bit_part = len(text.data), len(text.chunks), text.bit_bits_per_byte
     return (
-        f"{size} bytes, {chunks} chunks (the last is open), {size / chunks:.2f} bytes per chunk, "
-        f"{text.bits_per_byte:.3f} bits per byte "
+        f"{_counted(size, 'byte')}, {_counted(chunks, 'chunk')} (the last is open), "
+        f"{size / chunks:.2f} bytes per chunk, {text.bits_per_byte:.3f} bits per byte "
         f"({text.bits_per_byte - bit_part:.3f} for bytes + {bit_part:.3f} for chunk {text.side}s)"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def as_text(text: TextView) -> str:
@@ -256,13 +260,17 @@ def _chunk(number: int, total: int, chunk: list[Cell]) -> str:
     data = [byte for cell in chunk for byte in cell.data]
     bits = math.fsum(byte.bits for byte in data)
     label = (
-        f"Chunk {number} of {total}: “{''.join(cell.plain for cell in chunk)}”, {len(data)} bytes, {bits:.2f} bits"
-        f"{', still open' if number == total else ''}"
+        f"Chunk {number} of {total}: “{''.join(cell.plain for cell in chunk)}”, "
+        f"{_counted(len(data), 'byte')}, {bits:.2f} bits{', still open' if number == total else ''}"
     )
     kinds = "chunk" + " open" * (number == total) + " long" * (len(chunk) > LONG_CHUNK)
+    content = "".join(map(_cell, chunk))
+    after = (
+        "<br>" if content.endswith("<br>") else ""
+    )  # outside, or an empty part of the chunk would begin the next line
     return (
         f'<span class="{kinds}" role="option" tabindex="{-1 if number > 1 else 0}" '
-        f'aria-selected="false" aria-label="{escape(label)}">{"".join(map(_cell, chunk))}</span>'
+        f'aria-selected="false" aria-label="{escape(label)}">{content.removesuffix("<br>")}</span>{after}'
     )
 
 

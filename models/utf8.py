@@ -37,7 +37,7 @@ def to_bytes(text: str | bytes, *, replace: bool = False) -> bytes:
     if found:
         raise ValueError(
             f"byte 0x{text[min(found)]:02X} at offset {min(found)} is reserved for the model's own marks; "
-            "remove it or replace it (replace=True)"
+            "remove it or replace it"
         )
     return text
 

@@ -80,6 +80,11 @@ def test_nothing_can_be_added_to_the_vocabulary():
         ByteTokenizer().add_tokens("<tool>")
     with pytest.raises(ValueError, match="token '<mask>' can't be added"):
         ByteTokenizer(mask_token="<mask>")
+    tokenizer = ByteTokenizer()
+    with pytest.raises(ValueError, match="token '<pad>' can't be added"):
+        tokenizer.pad_token = "<pad>"
+    tokenizer.pad_token = "a"
+    assert tokenizer.pad_token_id == 0x61
 
 
 def test_there_is_no_chat_template():

@@ -73,6 +73,8 @@ def test_each_line_is_a_prompt(run):
     out, err = run(stdin=b"one\n\ntw\x80")
     assert out == b"".join(expected(line).new + b"\n" for line in (b"one", b"", b"tw\x80"))
     assert err == b""
+    assert run(stdin=b"one\r\n\r\ntw\x80\r\n") == (out, b"")
+    assert run(stdin=b"one\r") == (expected(b"one\r").new + b"\n", b"")
 
 
 def test_every_setting_reaches_the_draws(run):
@@ -132,6 +134,16 @@ def test_mistakes_are_told_in_one_line(folder, arguments, reason, capfdbinary, m
     out, err = capfdbinary.readouterr()
     assert stopped.value.code == 2 and out == b""
     assert err.count(b"\n") == 1 and re.search(reason, err.decode()), err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--prompt-file", "-"]])
+def test_a_closed_standard_input_is_told_in_one_line(folder, arguments):
+    command = [sys.executable, "-m", "models.chat", folder, *arguments]
+    told = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command], cwd=Path(__file__).parents[2], capture_output=True, timeout=120
+    )
+    assert told.returncode == 2 and told.stdout == b""
+    assert re.fullmatch(rb"models.chat: standard input is closed: give the text as an argument.*\n", told.stderr)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, capfdbinary):

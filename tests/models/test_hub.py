@@ -185,6 +185,18 @@ def test_what_is_no_prompt_or_cannot_be_honoured_is_refused(model, ids, options,
         model.generate(torch.tensor(ids), **options)
 
 
+def test_ids_that_are_no_tensor_are_refused(model):
+    with pytest.raises(TypeError, match=r"input_ids must be a tensor \[B, L\], got list: use torch.tensor"):
+        model.generate([[97]])
+    with pytest.raises(TypeError, match="attention_mask must be a tensor"):
+        model.generate(torch.tensor([[97]]), attention_mask=[[1]])
+
+
+def test_an_error_advises_nothing_that_the_call_lacks(model):
+    with pytest.raises(ValueError, match="row 0: .*byte 0xFE at offset 0 .* remove it or replace it$"):
+        model.generate(torch.tensor([[BOS, BOS, 0x61]]))
+
+
 def test_stop_criteria_of_strings_are_honoured(model):
     ids = encode(["a bc"])
     plain = model.generate(**ids, max_new_tokens=30)

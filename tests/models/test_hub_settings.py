@@ -1,5 +1,6 @@
 """transformers' generation arguments: which are honoured, which weigh more, which are refused."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -74,6 +75,17 @@ def test_what_cannot_be_honoured_is_refused_by_name(arguments):
         settings(**arguments)
 
 
+def test_a_long_value_is_refused_in_short():
+    with pytest.raises(ValueError, match="can't honour inputs_embeds=") as refused:
+        settings(inputs_embeds=torch.zeros(30, 30, 30))
+    assert len(str(refused.value).split(": leave it out")[0]) < 100
+
+
+def test_numpys_integers_are_integers():
+    found = settings(max_new_tokens=np.int64(7), pad_token_id=np.uint8(3))
+    assert (found.new_bytes(5), found.pad) == (7, 3)
+
+
 def test_configurations_are_read_as_strictly():
     with pytest.raises(ValueError, match="can't honour num_beams=2"):
         settings(GenerationConfig(num_beams=2))
@@ -93,7 +105,9 @@ def test_configurations_are_read_as_strictly():
         (dict(num_return_sequences=2), "num_return_sequences=2 needs do_sample=True"),
         (dict(eos_token_id=[256]), "eos_token_id must be bytes, .* got 256"),
         (dict(eos_token_id=0xFE), "eos_token_id must be bytes, .* got 254"),
-        (dict(pad_token_id=-1), "pad_token_id must be an int of at least 0, got -1"),
+        (dict(pad_token_id=-1), "pad_token_id must be an int from 0 to 255, got -1"),
+        (dict(pad_token_id=256), "pad_token_id must be an int from 0 to 255, got 256"),
+        (dict(max_new_tokens=True), "max_new_tokens must be an int of at least 1, got True"),
         (dict(bos_token_id=1), "bos_token_id must be 254, got 1"),
         (dict(max_time=0), "max_time must be seconds above 0, got 0"),
     ],

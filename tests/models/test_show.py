@@ -167,9 +167,22 @@ def test_the_page_can_be_used_without_a_mouse_and_read_aloud():
     assert [chunk["role"] for chunk in chunks] == ["option", "option"]
     assert chunks[0]["aria-label"] == "Chunk 1 of 2: “ab”, 2 bytes, 5.00 bits"
     assert chunks[1]["aria-label"] == "Chunk 2 of 2: “ é”, 3 bytes, 7.00 bits, still open"
+    assert "“a”, 1 byte, 2.00 bits, still open" in as_page(text_of(b"a"), "name")
+    assert summary(text_of(b"a")).startswith("1 byte, 1 chunk (the last is open)")
     ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     assert {attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs} <= ids
     assert [attrs.get("aria-pressed") for tag, attrs in page.tags if tag == "button"] == ["false"]
+
+
+def test_a_line_feed_leaves_its_chunk_whole():
+    page = as_page(text_of(b"a\n\nb\nc", frozenset({2})), "name")
+    first, second = re.findall(r'<span class="chunk.*?(?=<wbr>|</div>)', page, re.DOTALL)
+    assert first.endswith("</span></span><br>") and first.count("<br>") == 2
+    assert second.count("<br>") == 1 and "<br><span" in second
+    (rule,) = re.findall(r"^\.chunk \{.*?\}", page, re.MULTILINE | re.DOTALL)
+    assert (
+        "; box-decoration-break: clone" in rule
+    )  # both parts of a chunk around a line feed have a border of their own
 
 
 @pytest.mark.parametrize("theme", [0, 1])
