@@ -61,7 +61,8 @@ def input_bytes(text: str | bytes | None, file: str | None, *, replace: bool) ->
     """The bytes of a command's argument, or of a file; ``-`` as the file is standard input.
 
     Raises:
-        ValueError: the file can't be read, standard input is closed, or a byte is one of the model's own marks (:func:`models.utf8.to_bytes`).
+        ValueError: the file can't be read, standard input is closed, or a byte is one of the model's own marks
+            (:func:`models.utf8.to_bytes`).
     """
     if text is not None:
         content = os.fsencode(text)  # an argument that is not UTF-8 keeps its bytes

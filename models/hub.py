@@ -93,7 +93,7 @@ class HubModel(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
