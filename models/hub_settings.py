@@ -28,7 +28,9 @@ NEUTRAL = {
     **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "diversity_penalty"), 0),
     "use_cache": True,
-    "num_assistant_tokens": 20,  # of no assistant: pipelines of transformers 5.6 say it
+    # Of an assistant that is not there: pipelines of transformers 5.6 say them.
+    **dict(num_assistant_tokens=20, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.4),
+    **dict(assistant_lookbehind=10, target_lookbehind=10),
 }
 DESCRIPTIONS = {"transformers_version", "_from_model_config", "_commit_hash"}  # of a GenerationConfig, not settings
 

@@ -48,7 +48,7 @@ def test_values_that_ask_for_nothing_are_accepted():
     found = settings(
         GenerationConfig(num_beams=1, typical_p=1.0, use_cache=True),
         **dict(num_beams=1, min_length=0, logits_processor=LogitsProcessorList(), stopping_criteria=[]),
-        **dict(assistant_model=None, output_scores=False, synced_gpus=None, use_cache=False),
+        **dict(assistant_model=None, output_scores=False, synced_gpus=None, use_cache=False, num_assistant_tokens=20),
     )
     assert found == settings()
 
