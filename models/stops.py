@@ -49,9 +49,9 @@ class StopTable:
     given: Tensor
 
     @classmethod
-    def of(cls, stops: Sequence[Sequence[bytes]], device: torch.device) -> Self:
+    def of(cls, stops: Sequence[Sequence[bytes]], columns: int, device: torch.device) -> Self:
+        """The strings of S slots in rows of L = ``columns`` bytes, as many as the longest has or more."""
         rows = max((len(strings) for strings in stops), default=0)
-        columns = max((len(one) for strings in stops for one in strings), default=0)
         table = torch.zeros(len(stops), rows, columns, dtype=torch.uint8)
         free = torch.ones(table.shape, dtype=torch.bool)
         given = torch.zeros(table.shape[:2], dtype=torch.bool)

@@ -94,7 +94,8 @@ class Writer:
         self._graph: torch.cuda.CUDAGraph | None = None
         device = self.model.device
         self._draws = Draws([self._settings[max(i, 0)] for i in index], device)
-        self._table = StopTable.of([self._stops[i] if i >= 0 else [] for i in index], device)
+        longest = max((len(one) for strings in self._stops for one in strings), default=0)  # of all: tails stay as long
+        self._table = StopTable.of([self._stops[i] if i >= 0 else [] for i in index], longest, device)
 
     @torch.no_grad()
     def _read_prompts(self) -> None:

@@ -175,6 +175,22 @@ def test_each_prompt_has_its_own_stops_and_the_longest_match_is_cut():
     assert found[1].new == found[2].new == new and found[1].finish_reason == "length"
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_stop_strings_are_found_after_texts_with_longer_ones_have_left(size):
+    """Twelve of twenty texts end on six bytes, so that their slots are left out; the others look for fewer."""
+    model, prompts = small_model(), [f"p{i}" for i in range(20)]
+    settings = [Sampling(1.0, seed=i) for i in range(20)]
+    free = generate(model, prompts, max_new_bytes=60, sampling=settings)
+    stay = sorted(range(20), key=lambda i: -len(free[i].new))[:8]
+    stops = [[text.new[40 : 40 + size] if i in stay else text.new[2:8]] for i, text in enumerate(free)]
+    writer = Writer(model, prompts, sampling=settings, stop=stops)
+    together = writer.write(60)
+    assert len(writer._index) == 8
+    for i in stay:
+        assert together[i] == generate(model, prompts[i], max_new_bytes=60, sampling=settings[i], stop=stops[i])
+        assert together[i].stop == stops[i][0]
+
+
 def test_a_stop_string_in_the_prompt_stops_nothing():
     model = small_model()
     plain = generate(model, "hello", max_new_bytes=20)
