@@ -1,5 +1,6 @@
 """Strings that end a text: found on the device byte by byte, and kept out of what is streamed."""
 
+import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -7,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from models.utf8 import Utf8Stream, to_bytes
+from models.utf8 import to_bytes
 
 Stops = str | bytes | Sequence[str | bytes] | Sequence[Sequence[str | bytes]]
 
@@ -73,25 +74,40 @@ class StopTable:
 
 
 class Release:
-    """The bytes of one text on their way out: the beginning of a stop string waits until it can't be one."""
+    """The bytes of one text on their way out: the beginning of a stop string waits until it can't be one.
 
-    def __init__(self, stops: Sequence[bytes]) -> None:
+    Args:
+        stops: the strings that end the text.
+        given: how many of its bytes have gone out.
+        told: how many of its bytes have gone out as characters, at most three fewer.
+    """
+
+    def __init__(self, stops: Sequence[bytes], given: int = 0, told: int = 0) -> None:
         self._stops = stops
+        self.given, self.told = given, told
         self._bytes = bytearray()
         self._bits: list[bool] = []
-        self._utf8 = Utf8Stream()
 
-    def add(self, byte: int, bit: bool) -> None:
-        self._bytes.append(byte)
-        self._bits.append(bit)
+    def __len__(self) -> int:
+        """Bytes that have come in."""
+        return len(self._bytes)
 
-    def take(self, *, drop: int = 0, last: bool = False) -> tuple[bytes, tuple[bool, ...], str]:
-        """Bytes, bits and characters that may go out now: all where it is the last time, less ``drop`` at the end."""
-        size = len(self._bytes) - (drop if last else self._waiting())
-        data, bits = bytes(self._bytes[:size]), tuple(self._bits[:size])
-        del self._bytes[:size], self._bits[:size]
-        text = self._utf8.feed(data)
-        return data, bits, text + self._utf8.flush() if last else text
+    def add(self, data: bytes, bits: Iterable[bool]) -> None:
+        self._bytes += data
+        self._bits += bits
+
+    def take(self, *, drop: int = 0, hold: bool = True, last: bool = False) -> tuple[bytes, tuple[bool, ...], str]:
+        """Bytes, their bits and the characters they complete that may go out now; none goes out twice.
+
+        Args:
+            drop: bytes at the end that are no part of the text.
+            hold: keep back what may yet be a stop string.
+            last: give U+FFFD for a character that has only begun.
+        """
+        begin, self.given = self.given, max(self.given, len(self._bytes) - (self._waiting() if hold else drop))
+        text, size = codecs.utf_8_decode(self._bytes[self.told : self.given], "replace", last)
+        self.told += size
+        return bytes(self._bytes[begin : self.given]), tuple(self._bits[begin : self.given]), text
 
     def _waiting(self) -> int:
         """The length of the longest end of the bytes that begins a stop string."""

@@ -86,6 +86,7 @@ class Writer:
             raise ValueError("mode='multibyte' needs a model with a draft head (config.draft_head): use mode='joint'")
         self.model, self.mode = model, mode
         self._settings, self._stops = settings, stops
+        self._releases = [Release(strings) for strings in stops]
         self._place(index)
 
     def _place(self, index: list[int]) -> None:
@@ -146,17 +147,31 @@ class Writer:
             pass
         if self.prompts:
             self._collect()
+            for i, reason in zip(self._index, self._slots.reason.tolist(), strict=True):
+                if i >= 0 and max_new_bytes:
+                    self._releases[i].take(drop=len(self._ended[i].stop or b""), hold=False, last=reason != WRITTEN)
         return [self._ended[i] for i in range(len(self.prompts))]
 
     @torch.no_grad()
-    def stream(self, max_new_bytes: int) -> Iterator[Piece]:
+    def stream(self, max_new_bytes: int, *, flush: bool = False) -> Iterator[Piece]:
         """As :meth:`write`, giving the bytes as they come.
 
-        The pieces of a prompt join to what :meth:`write` would have added to its text. Bytes that begin a stop string
-        are held back until it is complete, broken off, or the last byte that was asked for is written.
+        Bytes that begin a stop string are held back until it is complete or broken off, characters until they are
+        whole. Where a text stops for its length alone they are held back beyond the call: the pieces of all streams
+        join to the text, however it was cut, and what an abandoned stream has not given the next one gives. What
+        :meth:`write` has written and returned is not given again; ``write(0)`` only looks.
+
+        Args:
+            max_new_bytes: for each text that has not ended.
+            flush: do not hold anything back at the end, for texts that are not to be continued: the pieces then join to
+                what :meth:`write` would have added.
+
+        Raises:
+            ValueError: a negative number of bytes.
         """
         going = dict.fromkeys(i for i in self._index if i >= 0)
-        releases = {i: Release(self._stops[i]) for i in going}
+        if self.prompts:
+            self._collect()
         for i in range(len(self.prompts)):
             if i not in going:
                 yield Piece(i, b"", (), "", self._ended[i].finish_reason)
@@ -167,9 +182,10 @@ class Writer:
                 if i not in going or (reason == GOING and not wrote):
                     continue
                 if wrote:
-                    releases[i].add(byte, bool(bit))
+                    self._releases[i].add(bytes([byte]), [bool(bit)])
                 drop = len(self._stops[i][stop]) if reason == STOPPED else 0
-                data, bits, text = releases[i].take(drop=drop, last=reason != GOING)
+                last = reason not in (GOING, WRITTEN) or (flush and reason == WRITTEN)
+                data, bits, text = self._releases[i].take(drop=drop, hold=not last, last=last)
                 if reason != GOING:
                     del going[i]
                 if data or reason != GOING:
@@ -189,6 +205,7 @@ class Writer:
             "prompt_bits": self._prompt_bits,
             "sampling": [asdict(one) for one in self._settings],
             "stop": [[one.hex() for one in strings] for strings in self._stops],
+            "given": [(one.given, one.told) for one in self._releases],
             "ended": {i: one.to_json() for i, one in self._ended.items() if i not in self._index},
         }
         partial = Path(f"{path}.{os.getpid()}.partial")
@@ -228,6 +245,7 @@ class Writer:
             [Sampling(**one) for one in about["sampling"]],
             [[bytes.fromhex(one) for one in strings] for strings in about["stop"]],
         )
+        writer._releases = [Release(s, *given) for s, given in zip(writer._stops, about["given"], strict=True)]
         writer._prompt_bits = about["prompt_bits"]
         writer._ended = {int(i): Generation.from_json(one) for i, one in about["ended"].items()}
         writer._state = model.empty_state(len(writer._index))
@@ -250,15 +268,16 @@ class Writer:
         goes_on = (s.reason == GOING) | (s.reason == WRITTEN)
         s.limit.copy_(torch.where(goes_on, s.count + max_new_bytes, s.limit))
         s.reason.masked_fill_(goes_on, GOING if max_new_bytes else WRITTEN)
-        s.make_room(int(s.limit.max()))
+        if s.make_room(int(s.limit.max())):
+            self._graph = None
         s.wrote.zero_()
-        self._graph = None
         yield
         since = 0  # byte steps since the core's last
         while True:
             s = self._slots
             going = s.reason == GOING
-            some_go, some_are_open = torch.stack([going.any(), (going & ~s.bit).any()]).tolist()
+            signs = [going.any().long(), (going & ~s.bit).any().long(), self._state.cache.lengths.max()]
+            some_go, some_are_open, self._state.cache.longest = torch.stack(signs).tolist()
             if not some_go:
                 return
             if some_are_open and since < PATIENCE:
@@ -287,9 +306,10 @@ class Writer:
         if self.model.device.type != "cuda":
             self._step()
             return
-        if self._graph is None:
-            self._graph = self._capture()
-        self._graph.replay()
+        with torch.cuda.device(self.model.device):
+            if self._graph is None:
+                self._graph = self._capture()
+            self._graph.replay()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """The byte step as a CUDA graph. Until it is captured no slot is active, so that nothing changes."""
@@ -302,7 +322,7 @@ class Writer:
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):  # its own default is a stream of the first device that captured
             self._step()
         self._slots.active.copy_(active)
         return graph
@@ -382,6 +402,8 @@ class Writer:
         for slot, (i, count, reason, which) in enumerate(zip(self._index, *columns, strict=True)):
             if i < 0:
                 continue
+            known = len(self._releases[i])
+            self._releases[i].add(new[slot, known:count].tobytes(), bits[slot, known:count].tolist())
             stop = self._stops[i][which] if reason == STOPPED else None
             size = count - len(stop or b"")
             boundaries = (*self._prompt_bits[i], *bits[slot, :size].tolist())

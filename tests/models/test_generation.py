@@ -241,6 +241,78 @@ def test_writing_goes_on_where_it_stopped(model, tmp_path):
     assert loaded.write(0) == once
 
 
+def joined(pieces, index: int = 0) -> tuple[bytes, tuple[bool, ...], str]:
+    mine = [piece for piece in pieces if piece.index == index]
+    bits = sum((piece.boundaries for piece in mine), ())
+    return b"".join(piece.data for piece in mine), bits, "".join(piece.text for piece in mine)
+
+
+@pytest.mark.parametrize("cut", [21, 23])
+@pytest.mark.parametrize("between", ["nothing", "save", "abandon"])
+def test_streams_that_are_continued_hold_back_what_may_be_a_stop_string(between, cut, tmp_path):
+    model, prompts, sampling = small_model(), ["hello", "x"], Sampling(1.0, seed=5)
+    free = generate(model, prompts, max_new_bytes=60, sampling=sampling)
+    stops = [[free[0].new[20:24]], [free[1].new[21:23] + b"#"]]  # one is completed, the other broken off
+    expected = generate(model, prompts, max_new_bytes=60, sampling=sampling, stop=stops)
+    assert (expected[0].new, expected[1].new) == (free[0].new[:20], free[1].new)
+    writer, pieces = Writer(model, prompts, sampling=sampling, stop=stops), []
+    if between == "abandon":
+        given = writer.stream(60)
+        while len(pieces) < 2 * cut - 1:
+            pieces.append(next(given))
+        given.close()
+    else:
+        pieces += writer.stream(cut)
+    assert len(joined(pieces)[0]) <= 20
+    if between == "save":
+        writer.save(tmp_path / "writer")
+        writer = Writer.load(model, tmp_path / "writer")
+    pieces += writer.stream(60 - len(writer.write(0)[1].new) if between == "abandon" else 60 - cut, flush=True)
+    for i, text in enumerate(expected):
+        assert joined(pieces, i) == (text.new, text.boundaries[len(text.prompt) :], text.new_text)
+
+
+def test_a_stream_never_takes_back_what_was_returned_nor_gives_it_twice():
+    model, sampling = small_model(), Sampling(1.0, seed=5)
+    new = generate(model, "hello", max_new_bytes=60, sampling=sampling).new
+    writer = Writer(model, ["hello"], sampling=sampling, stop=new[20:24])
+    assert writer.write(22)[0].new == new[:22]  # the beginning of the stop string too: it may end here
+    assert joined(writer.stream(38)) == (b"", (), "")
+    assert writer.write(0)[0].new == new[:20]
+    writer = Writer(model, ["hello"], sampling=sampling)
+    writer.write(7)
+    assert joined([*writer.stream(4), *writer.stream(5)])[0] == new[7:16]
+
+
+def test_a_short_length_may_follow_an_abandoned_long_one():
+    model = small_model()
+    free = generate(model, "hello", max_new_bytes=60).new
+    writer = Writer(model, ["hello"])
+    pieces = writer.stream(100)
+    for _ in range(5):
+        next(pieces)
+    pieces.close()
+    assert writer.write(1)[0].new == free[:6]
+    kept = writer._slots.new.data_ptr()
+    assert writer.write(50)[0].new == free[:56]
+    assert writer._slots.new.data_ptr() == kept  # so that a captured step goes on
+
+
+def test_a_step_of_the_core_sees_no_more_keys_than_the_longest_text_has(monkeypatch):
+    model, surplus = small_model(), []
+    close = type(model).close_chunks
+
+    def close_chunks(self, h, closed, state):
+        surplus.append(state.cache.longest - int(state.cache.lengths.max()))
+        close(self, h, closed, state)
+
+    monkeypatch.setattr(type(model), "close_chunks", close_chunks)
+    prompts, sampling = ["hello " * 20, "x"], Sampling(1.0)
+    first = generate(model, prompts, max_new_bytes=1, sampling=sampling)[0].new
+    generate(model, prompts, max_new_bytes=80, sampling=sampling, stop=[[first], []])  # the longer one ends at once
+    assert len(surplus) > 10 and set(surplus) == {0}
+
+
 def test_saved_multibyte_writers_go_on_too(tmp_path):
     model = small_model(draft_head=True)
     writer = Writer(model, [b"ab", b"c"], mode="multibyte")
@@ -336,3 +408,26 @@ def test_captured_steps_equal_eager_ones_on_gpu(mode, monkeypatch):
     captured = generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode)
     monkeypatch.setattr(Writer, "_take_step", Writer._step)
     assert generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode) == captured
+
+
+@pytest.mark.gpu
+def test_one_capture_serves_several_calls_on_gpu(monkeypatch):
+    captures, capture = [], Writer._capture
+    monkeypatch.setattr(Writer, "_capture", lambda self: (captures.append(1), capture(self))[1])
+    writer = Writer(small_model().cuda(), ["hello"])
+    first = writer.write(40)
+    list(writer.stream(0))
+    graph = writer._graph
+    again = Writer(small_model().cuda(), ["hello"]).write(60)
+    for _ in range(20):
+        last = writer.write(1)
+    assert last == again and last[0].new.startswith(first[0].new)
+    assert len(captures) == 3 and writer._graph is not graph  # once for each writer, once for more room
+
+
+@pytest.mark.gpu
+def test_a_model_on_another_device_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    expected = generate(small_model().to("cuda:0"), PROMPTS, max_new_bytes=40)
+    assert generate(small_model().to("cuda:1"), PROMPTS, max_new_bytes=40) == expected
