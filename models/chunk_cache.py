@@ -1,7 +1,7 @@
 """Keys and values of the core's chunks while decoding: dense, though every sequence has a length of its own."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ class ChunkCache:
         Raises:
             ValueError: a sequence has more chunks than the core has positions.
         """
-        self._refuse(longest)
+        if longest > self.max_chunks:
+            self._refuse((cu_chunks[1:] - cu_chunks[:-1]).tolist())
         sequence, place = bytekernels.row_index(cu_chunks, total)
         self._rows, self._places, self._step = sequence.long(), place.long(), None
         self.lengths = (cu_chunks[1:] - cu_chunks[:-1]).long()
@@ -69,7 +70,7 @@ class ChunkCache:
             ValueError: an active sequence has as many chunks as the core has positions.
         """
         if self.longest >= self.max_chunks and bool((active & (self.lengths >= self.max_chunks)).any()):
-            self._refuse(self.max_chunks + 1)
+            self._refuse((self.lengths + active).tolist())
         self._rows, self._places = self._slots, self.lengths
         self._step = CacheStep(self.lengths, self.longest + 1)
         return self._step
@@ -134,9 +135,9 @@ class ChunkCache:
             grown[:, : kept.shape[1]] = kept
         return grown
 
-    def _refuse(self, chunks: int) -> None:
-        if chunks > self.max_chunks:
-            raise ValueError(
-                f"a sequence of {chunks} chunks is longer than the core's {self.max_chunks} positions "
-                "(max_position_embeddings): shorten the text"
-            )
+    def _refuse(self, chunks: list[int]) -> NoReturn:
+        wrong = next(sequence for sequence, size in enumerate(chunks) if size > self.max_chunks)
+        raise ValueError(
+            f"sequence {wrong} of the batch, of {chunks[wrong]} chunks, is longer than the core's {self.max_chunks} "
+            "positions (max_position_embeddings): shorten the text"
+        )

@@ -80,4 +80,6 @@ def stream(
 
 
 def _as_list(prompts: str | bytes | Sequence[str | bytes]) -> list[str | bytes]:
+    if isinstance(prompts, bytearray):
+        raise TypeError("prompts must be str, bytes or a sequence of them, got bytearray: use bytes(prompt)")
     return [prompts] if isinstance(prompts, str | bytes) else list(prompts)

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,19 +17,33 @@ def stops_for_each(stop: Stops, prompts: int) -> list[list[bytes]]:
     """The stop strings of each prompt, longest first.
 
     Raises:
+        TypeError: what is neither a string nor bytes nor a sequence of them.
         ValueError: an empty string, or sequences of strings that are not as many as prompts.
     """
-    strings = [stop] if isinstance(stop, str | bytes) else list(stop)
+    strings = [stop] if isinstance(stop, str | bytes) else _listed(stop)
     shared = [one for one in strings if isinstance(one, str | bytes)]
     if len(shared) == len(strings):
         return [_longest_first(shared)] * prompts
+    each = [_listed(one) for one in strings if not isinstance(one, str | bytes)]
     if shared or len(strings) != prompts:
         raise ValueError(f"stop must be strings for all prompts, or sequences of them for {prompts}, got {stop!r}")
-    return [_longest_first(one) for one in strings]
+    return [_longest_first(one) for one in each]
 
 
-def _longest_first(strings: Iterable[str | bytes | int]) -> list[bytes]:
-    encoded = {to_bytes(one) for one in strings if not isinstance(one, int)}
+def _listed(strings: Any) -> list[Any]:
+    if isinstance(strings, bytearray | memoryview) or not isinstance(strings, Iterable):
+        raise TypeError(
+            f"stop strings must be str or bytes, in a sequence of them or in one for each prompt, got {strings!r} "
+            "(for none leave stop out, or use ())"
+        )
+    return list(strings)
+
+
+def _longest_first(strings: Sequence[str | bytes]) -> list[bytes]:
+    for one in strings:
+        if not isinstance(one, str | bytes):
+            raise TypeError(f"stop strings must be str or bytes, got {one!r}")
+    encoded = {to_bytes(one) for one in strings}
     if b"" in encoded:
         raise ValueError(f"a stop string must not be empty, got {strings!r}")
     return sorted(encoded, key=lambda one: (-len(one), one))

@@ -47,6 +47,7 @@ class Writer:
         mode: how chunk ends are found.
 
     Raises:
+        TypeError: prompts or stop strings that are neither str nor bytes.
         ValueError: a prompt holds a reserved byte, or more chunks than the core has positions; settings that are not as
             many as prompts; an empty stop string; a mode that the model has no head for; a model whose dechunk weight
             sees the next byte.
@@ -61,8 +62,11 @@ class Writer:
         stop: Stops = (),
         mode: Mode = "joint",
     ) -> None:
-        if isinstance(prompts, str | bytes):
+        if isinstance(prompts, str | bytes | bytearray):
             raise TypeError(f"prompts must be a sequence of prompts, got one {type(prompts).__name__}: use [prompt]")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str | bytes):
+                raise TypeError(f"prompt {i} must be str or bytes, got {type(prompt).__name__}: use bytes(prompt)")
         self.prompts = [to_bytes(prompt) for prompt in prompts]
         spare = -len(prompts) % LANES
         self._set_up(
@@ -100,8 +104,9 @@ class Writer:
 
     @torch.no_grad()
     def _read_prompts(self) -> None:
-        ids, cu_seqlens = pack_with_padding(self.prompts, self.model.device)
-        last = cu_seqlens[1:-1].long() - 1
+        most_chunks = self.model.core.max_chunks
+        ids, cu_seqlens = pack_with_padding(self.prompts, self.model.device, most_chunks=most_chunks)
+        last = cu_seqlens[1 : len(self.prompts) + 1].long() - 1
         read = self.model.prefill(ids, cu_seqlens)
         slots = torch.tensor([max(i, 0) for i in self._index], device=ids.device)
         used = torch.tensor([i >= 0 for i in self._index], device=ids.device)
@@ -193,9 +198,10 @@ class Writer:
 
     def save(self, path: str | Path) -> None:
         """Keep the writer in one safetensors file, from which :meth:`load` goes on; replaced whole or not at all."""
-        tensors = {f"slots.{name}": tensor for name, tensor in self._slots.tensors().items()}
-        tensors |= {f"state.{name}": tensor for name, tensor in self._state.tensors().items()}
-        tensors["draws.counters"] = self._draws.counters
+        tensors = {"draws.counters": self._draws.counters}
+        if self.prompts:
+            tensors |= {f"slots.{name}": tensor for name, tensor in self._slots.tensors().items()}
+            tensors |= {f"state.{name}": tensor for name, tensor in self._state.tensors().items()}
         if self._draws.seen is not None:
             tensors["draws.seen"] = self._draws.seen
         about = {
@@ -248,10 +254,11 @@ class Writer:
         writer._releases = [Release(s, *given) for s, given in zip(writer._stops, about["given"], strict=True)]
         writer._prompt_bits = about["prompt_bits"]
         writer._ended = {int(i): Generation.from_json(one) for i, one in about["ended"].items()}
-        writer._state = model.empty_state(len(writer._index))
-        writer._state.restore(_under("state.", tensors))
-        writer._slots = Slots(**_under("slots.", tensors))
-        writer._scratch = writer._scratch_states()
+        if writer.prompts:
+            writer._state = model.empty_state(len(writer._index))
+            writer._state.restore(_under("state.", tensors))
+            writer._slots = Slots(**_under("slots.", tensors))
+            writer._scratch = writer._scratch_states()
         writer._draws.counters = tensors["draws.counters"]
         writer._draws.seen = tensors.get("draws.seen")
         return writer

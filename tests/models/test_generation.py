@@ -1,13 +1,15 @@
 """Writing: both halves of a pair are drawn together, batches change nothing, draws repeat, stops stop."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from bytekernels import BOS, EOS
 from models import Generation, Sampling, Writer, generate, stream
-from tests.models.conftest import small_model
+from models.byte_lm import core_settings
+from tests.models.conftest import small_model, small_teacher
 
 PROMPTS = [b"", b"hello world", "naïve 漢".encode(), b"\x80\xc3 not UTF-8", b"x"]
 
@@ -356,17 +358,20 @@ def test_texts_end_at_the_cores_last_position():
     [
         dict(temperature=-1.0),
         dict(temperature=float("nan")),
+        dict(temperature=1e39),
         dict(top_k=0),
         dict(top_p=0.0),
         dict(top_p=1.5),
         dict(min_p=-0.1),
         dict(repetition_penalty=0.0),
+        dict(repetition_penalty=1e-50),
+        dict(repetition_penalty=1e39),
         dict(seed=2**64),
     ],
 )
 def test_sampling_refuses_values_out_of_range(settings):
     name, value = next(iter(settings.items()))
-    with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .* got {re.escape(str(value))}"):
         Sampling(**settings)
 
 
@@ -378,14 +383,38 @@ def test_bad_calls_are_refused():
         generate(model, "a", max_new_bytes=-1)
     with pytest.raises(ValueError, match="byte 0xFF at offset 1 is reserved"):
         generate(model, [b"a", b"a\xff"])
-    with pytest.raises(TypeError, match=r"use \[prompt\]"):
-        Writer(model, "a")
+    for one in ("a", bytearray(b"a")):
+        with pytest.raises(TypeError, match=r"use \[prompt\]"):
+            Writer(model, one)
+    for prompts in (bytearray(b"a"), [b"a", bytearray(b"a")], [97]):
+        with pytest.raises(TypeError, match=r"must be str.* got (bytearray|int): use bytes\(prompt\)"):
+            generate(model, prompts)
+    for stop in (None, 7, bytearray(b"ab"), [bytearray(b"ab")], [None], [[bytearray(b"ab")]], [[97]]):
+        with pytest.raises(TypeError, match="stop strings must be str or bytes"):
+            generate(model, ["a"], stop=stop)
     with pytest.raises(ValueError, match="train with dechunk='hold' or 'causal'"):
         generate(small_model(dechunk="lookahead"), "a")
 
 
-def test_no_prompts_give_no_texts():
+def test_no_prompts_give_no_texts(tmp_path):
     assert generate(small_model(), []) == [] == list(stream(small_model(), []))
+    Writer(small_model(), []).save(tmp_path / "writer")
+    assert Writer.load(small_model(), tmp_path / "writer").write(5) == []
+
+
+def test_a_top_k_of_more_than_there_is_keeps_all():
+    texts = [generate(small_model(), "x", max_new_bytes=20, sampling=Sampling(1.0, top_k=k)) for k in (None, 10**10)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("positions", [1, 5, 40])
+def test_a_core_may_have_few_positions(positions):
+    model = small_model(core=core_settings(small_teacher()) | {"max_position_embeddings": positions})
+    found = generate(model, ["", "a"], max_new_bytes=400, sampling=[Sampling(1.0, seed=s) for s in (3, 4)])
+    assert found[0].new and all(1 + sum(text.boundaries) <= positions + 1 for text in found)
+    assert found[0] == generate(model, "", max_new_bytes=400, sampling=Sampling(1.0, seed=3))
+    with pytest.raises(ValueError, match=rf"sequence 1 of the batch, of \d+ chunks, .* core's {positions} positions"):
+        generate(model, ["a", "abc " * 200, "b"])
 
 
 def test_boundaries_are_shown_between_chunks():
