@@ -8,7 +8,13 @@ from torch import Tensor
 
 import bytekernels
 
-GROWTH = 64  # rows that a cache grows by, at least
+KEYS = 64  # attention is over multiples of so many keys: then it rounds alike however long the longest sequence is
+ODD = range(193, 384)  # but for these: MKL takes another kernel where 4 or more query heads share 256 or 320 keys
+
+
+def width_for(chunks: int) -> int:
+    """Keys to attend to where the longest sequence has so many chunks, the masked ones behind them among them."""
+    return ODD.stop if chunks in ODD else -(-chunks // KEYS) * KEYS
 
 
 class CacheStep:
@@ -72,7 +78,7 @@ class ChunkCache:
         if self.longest >= self.max_chunks and bool((active & (self.lengths >= self.max_chunks)).any()):
             self._refuse((self.lengths + active).tolist())
         self._rows, self._places = self._slots, self.lengths
-        self._step = CacheStep(self.lengths, self.longest + 1)
+        self._step = CacheStep(self.lengths, width_for(self.longest + 1))
         return self._step
 
     def end_step(self, active: Tensor) -> None:
@@ -93,7 +99,7 @@ class ChunkCache:
                 pair.append(new)
             else:
                 kept[self._rows, self._places] = new[:, :, 0]
-                pair.append(kept[:, : self.longest + 1].transpose(1, 2))
+                pair.append(kept[:, : width_for(self.longest + 1)].transpose(1, 2))
         return pair[0], pair[1]
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -125,12 +131,11 @@ class ChunkCache:
         self.lengths, self.longest = lengths.to(device, copy=True), longest
 
     def _with_room(self, kept: Tensor | None, new: Tensor) -> Tensor:
-        """The store with a row to spare past the longest, each time twice as long."""
-        needed = self.longest + 1
+        """The store with a row to spare past the longest and all that is attended to, each time twice as long."""
+        needed = width_for(self.longest + 1)
         if kept is not None and kept.shape[1] >= needed:
             return kept
-        capacity = max(GROWTH, 2 * needed)
-        grown = new.new_zeros(self.lengths.numel(), capacity, new.shape[1], new.shape[3])
+        grown = new.new_zeros(self.lengths.numel(), width_for(2 * needed), new.shape[1], new.shape[3])
         if kept is not None:
             grown[:, : kept.shape[1]] = kept
         return grown
