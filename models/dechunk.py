@@ -52,10 +52,11 @@ class Dechunk(nn.Module):
         )
 
     def check_causal(self) -> None:
-        """Raise a ValueError for the ``lookahead`` weight, which cannot be had when generating."""
+        """Raise a ValueError for the ``lookahead`` weight, which cannot be had when generating, and leaks in scores."""
         if self.kind == "lookahead":
             raise ValueError(
-                "the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'"
+                "dechunk='lookahead' tells each byte about the one it predicts, so the model can't generate and has no "
+                "likelihood: train with dechunk='hold' or 'causal'"
             )
 
     def step(self, held: Tensor, chunks: Tensor, h: Tensor, closed: Tensor, first: Tensor) -> Tensor:
