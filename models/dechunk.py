@@ -77,6 +77,7 @@ class Dechunk(nn.Module):
         """
         self.check_causal()
         if self.kind == "causal":
-            weight = torch.sigmoid(self.weight_logits(h)).masked_fill(first, 1.0)[:, None]
+            vectors = self.weight_logits(h)[:, None].repeat(1, 32)  # a sigmoid of the last n % 32 rounds otherwise
+            weight = torch.sigmoid(vectors)[:, :1].masked_fill(first[:, None], 1.0)
             chunks = weight * chunks + (1 - weight) * held
         return torch.where(closed[:, None], chunks.to(held.dtype), held)
