@@ -207,10 +207,7 @@ class ByteLM(HubModel):
             raise ValueError(
                 f"every sequence must begin with BOS, got cu_seqlens {cu_seqlens.tolist()} with an empty one"
             )
-        if self.config.dechunk == "lookahead":
-            raise ValueError(
-                "the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'"
-            )
+        self.dechunk.check_causal()
         state = self.empty_state(sequences)
         state.encoder.clear()
         h = self.encoder(ids, cu_seqlens, state.encoder)

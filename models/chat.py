@@ -66,7 +66,7 @@ def write_on(model: ByteLM, prompt: bytes, options: argparse.Namespace, settings
 
 def _pieces(writer: Writer, options: argparse.Namespace) -> Iterator[tuple[bytes, Sequence[bool]]]:
     if options.stream:
-        for piece in writer.stream(options.max_new_bytes):
+        for piece in writer.stream(options.max_new_bytes, flush=True):
             yield piece.data, piece.boundaries
     else:
         written = writer.write(options.max_new_bytes)[0]

@@ -1,14 +1,20 @@
 """Keys and values of the core's chunks while decoding: dense, though every sequence has a length of its own."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
 
 import bytekernels
 
-GROWTH = 64  # rows that a cache grows by, at least
+KEYS = 64  # attention is over multiples of so many keys: then it rounds alike however long the longest sequence is
+ODD = range(193, 384)  # but for these: MKL takes another kernel where 4 or more query heads share 256 or 320 keys
+
+
+def width_for(chunks: int) -> int:
+    """Keys to attend to where the longest sequence has so many chunks, the masked ones behind them among them."""
+    return ODD.stop if chunks in ODD else -(-chunks // KEYS) * KEYS
 
 
 class CacheStep:
@@ -54,7 +60,8 @@ class ChunkCache:
         Raises:
             ValueError: a sequence has more chunks than the core has positions.
         """
-        self._refuse(longest)
+        if longest > self.max_chunks:
+            self._refuse((cu_chunks[1:] - cu_chunks[:-1]).tolist())
         sequence, place = bytekernels.row_index(cu_chunks, total)
         self._rows, self._places, self._step = sequence.long(), place.long(), None
         self.lengths = (cu_chunks[1:] - cu_chunks[:-1]).long()
@@ -69,9 +76,9 @@ class ChunkCache:
             ValueError: an active sequence has as many chunks as the core has positions.
         """
         if self.longest >= self.max_chunks and bool((active & (self.lengths >= self.max_chunks)).any()):
-            self._refuse(self.max_chunks + 1)
+            self._refuse((self.lengths + active).tolist())
         self._rows, self._places = self._slots, self.lengths
-        self._step = CacheStep(self.lengths, self.longest + 1)
+        self._step = CacheStep(self.lengths, width_for(self.longest + 1))
         return self._step
 
     def end_step(self, active: Tensor) -> None:
@@ -92,7 +99,7 @@ class ChunkCache:
                 pair.append(new)
             else:
                 kept[self._rows, self._places] = new[:, :, 0]
-                pair.append(kept[:, : self.longest + 1].transpose(1, 2))
+                pair.append(kept[:, : width_for(self.longest + 1)].transpose(1, 2))
         return pair[0], pair[1]
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -124,19 +131,18 @@ class ChunkCache:
         self.lengths, self.longest = lengths.to(device, copy=True), longest
 
     def _with_room(self, kept: Tensor | None, new: Tensor) -> Tensor:
-        """The store with a row to spare past the longest, each time twice as long."""
-        needed = self.longest + 1
+        """The store with a row to spare past the longest and all that is attended to, each time twice as long."""
+        needed = width_for(self.longest + 1)
         if kept is not None and kept.shape[1] >= needed:
             return kept
-        capacity = max(GROWTH, 2 * needed)
-        grown = new.new_zeros(self.lengths.numel(), capacity, new.shape[1], new.shape[3])
+        grown = new.new_zeros(self.lengths.numel(), width_for(2 * needed), new.shape[1], new.shape[3])
         if kept is not None:
             grown[:, : kept.shape[1]] = kept
         return grown
 
-    def _refuse(self, chunks: int) -> None:
-        if chunks > self.max_chunks:
-            raise ValueError(
-                f"a sequence of {chunks} chunks is longer than the core's {self.max_chunks} positions "
-                "(max_position_embeddings): shorten the text"
-            )
+    def _refuse(self, chunks: list[int]) -> NoReturn:
+        wrong = next(sequence for sequence, size in enumerate(chunks) if size > self.max_chunks)
+        raise ValueError(
+            f"sequence {wrong} of the batch, of {chunks[wrong]} chunks, is longer than the core's {self.max_chunks} "
+            "positions (max_position_embeddings): shorten the text"
+        )

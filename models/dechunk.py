@@ -52,10 +52,11 @@ class Dechunk(nn.Module):
         )
 
     def check_causal(self) -> None:
-        """Raise a ValueError for the ``lookahead`` weight, which cannot be had when generating."""
+        """Raise a ValueError for the ``lookahead`` weight, which cannot be had when generating, and leaks in scores."""
         if self.kind == "lookahead":
             raise ValueError(
-                "the 'lookahead' dechunk weight needs the next byte: train with dechunk='hold' or 'causal'"
+                "dechunk='lookahead' tells each byte about the one it predicts, so the model can't generate and has no "
+                "likelihood: train with dechunk='hold' or 'causal'"
             )
 
     def step(self, held: Tensor, chunks: Tensor, h: Tensor, closed: Tensor, first: Tensor) -> Tensor:
@@ -76,6 +77,7 @@ class Dechunk(nn.Module):
         """
         self.check_causal()
         if self.kind == "causal":
-            weight = torch.sigmoid(self.weight_logits(h)).masked_fill(first, 1.0)[:, None]
+            vectors = self.weight_logits(h)[:, None].repeat(1, 32)  # a sigmoid of the last n % 32 rounds otherwise
+            weight = torch.sigmoid(vectors)[:, :1].masked_fill(first[:, None], 1.0)
             chunks = weight * chunks + (1 - weight) * held
         return torch.where(closed[:, None], chunks.to(held.dtype), held)

@@ -76,8 +76,10 @@ def stream(
     mode: Mode = "joint",
 ) -> Iterator[Piece]:
     """As :func:`generate`, giving pieces as they are written; those of a prompt join to its text (``new_text``)."""
-    return Writer(model, _as_list(prompts), sampling=sampling, stop=stop, mode=mode).stream(max_new_bytes)
+    return Writer(model, _as_list(prompts), sampling=sampling, stop=stop, mode=mode).stream(max_new_bytes, flush=True)
 
 
 def _as_list(prompts: str | bytes | Sequence[str | bytes]) -> list[str | bytes]:
+    if isinstance(prompts, bytearray):
+        raise TypeError("prompts must be str, bytes or a sequence of them, got bytearray: use bytes(prompt)")
     return [prompts] if isinstance(prompts, str | bytes) else list(prompts)

@@ -73,11 +73,7 @@ def refuse_leaks(model: ByteLM) -> None:
     Raises:
         ValueError: the model's dechunk weight sees the next byte (``lookahead``).
     """
-    if model.config.dechunk == "lookahead":
-        raise ValueError(
-            "dechunk='lookahead' tells each byte about the one it predicts, so the model has no likelihood: "
-            "train with dechunk='hold' or 'causal'"
-        )
+    model.dechunk.check_causal()
 
 
 def check_context(context: Tensor, cu_seqlens: Tensor) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 import bytekernels
 from bytekernels import BOS
 
+FLOAT = torch.finfo(torch.float32)  # what settings are kept in for the draws
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,16 +39,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be >= 0 and finite, got {self.temperature}")
+        if not 0 <= self.temperature <= FLOAT.max:
+            raise ValueError(f"temperature must be >= 0 and finite as a float32, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be >= 1 or None, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty must be > 0 and finite, got {self.repetition_penalty}")
+        if not FLOAT.tiny <= self.repetition_penalty <= FLOAT.max:
+            raise ValueError(
+                f"repetition_penalty must be > 0 and finite as a float32, got {self.repetition_penalty}: 1 is for none"
+            )
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be a 64-bit integer, got {self.seed}")
 
@@ -67,7 +71,7 @@ class Draws:
             return torch.tensor(values, dtype=dtype, device=device)
 
         self._temperature = column([s.temperature for s in settings], torch.float32)
-        self._top_k = column([s.top_k or 0 for s in settings], torch.int32)
+        self._top_k = column([min(s.top_k or 0, torch.iinfo(torch.int32).max) for s in settings], torch.int32)
         self._top_p = column([s.top_p for s in settings], torch.float32)
         self._min_p = column([s.min_p for s in settings], torch.float32)
         self._seeds = column([(s.seed + 2**63) % 2**64 - 2**63 for s in settings], torch.int64)

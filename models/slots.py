@@ -50,10 +50,15 @@ class Slots:
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def make_room(self, capacity: int) -> None:
-        """Room for this many bytes of each slot."""
+    def make_room(self, capacity: int) -> bool:
+        """Room for this many bytes of each slot or more; whether ``new`` and ``bits`` are other tensors now."""
+        room_now = self.new.shape[1] - 1
+        if capacity <= room_now:
+            return False
+        capacity = max(capacity, 2 * room_now)
         for name in ("new", "bits"):
             old = getattr(self, name)[:, :-1]
             room = old.new_zeros(old.shape[0], capacity + 1)
-            room[:, : old.shape[1]] = old[:, :capacity]
+            room[:, :room_now] = old
             setattr(self, name, room)
+        return True

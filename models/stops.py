@@ -1,13 +1,14 @@
 """Strings that end a text: found on the device byte by byte, and kept out of what is streamed."""
 
+import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from models.utf8 import Utf8Stream, to_bytes
+from models.utf8 import to_bytes
 
 Stops = str | bytes | Sequence[str | bytes] | Sequence[Sequence[str | bytes]]
 
@@ -16,19 +17,33 @@ def stops_for_each(stop: Stops, prompts: int) -> list[list[bytes]]:
     """The stop strings of each prompt, longest first.
 
     Raises:
+        TypeError: what is neither a string nor bytes nor a sequence of them.
         ValueError: an empty string, or sequences of strings that are not as many as prompts.
     """
-    strings = [stop] if isinstance(stop, str | bytes) else list(stop)
+    strings = [stop] if isinstance(stop, str | bytes) else _listed(stop)
     shared = [one for one in strings if isinstance(one, str | bytes)]
     if len(shared) == len(strings):
         return [_longest_first(shared)] * prompts
+    each = [_listed(one) for one in strings if not isinstance(one, str | bytes)]
     if shared or len(strings) != prompts:
         raise ValueError(f"stop must be strings for all prompts, or sequences of them for {prompts}, got {stop!r}")
-    return [_longest_first(one) for one in strings]
+    return [_longest_first(one) for one in each]
 
 
-def _longest_first(strings: Iterable[str | bytes | int]) -> list[bytes]:
-    encoded = {to_bytes(one) for one in strings if not isinstance(one, int)}
+def _listed(strings: Any) -> list[Any]:
+    if isinstance(strings, bytearray | memoryview) or not isinstance(strings, Iterable):
+        raise TypeError(
+            f"stop strings must be str or bytes, in a sequence of them or in one for each prompt, got {strings!r} "
+            "(for none leave stop out, or use ())"
+        )
+    return list(strings)
+
+
+def _longest_first(strings: Sequence[str | bytes]) -> list[bytes]:
+    for one in strings:
+        if not isinstance(one, str | bytes):
+            raise TypeError(f"stop strings must be str or bytes, got {one!r}")
+    encoded = {to_bytes(one) for one in strings}
     if b"" in encoded:
         raise ValueError(f"a stop string must not be empty, got {strings!r}")
     return sorted(encoded, key=lambda one: (-len(one), one))
@@ -49,9 +64,9 @@ class StopTable:
     given: Tensor
 
     @classmethod
-    def of(cls, stops: Sequence[Sequence[bytes]], device: torch.device) -> Self:
+    def of(cls, stops: Sequence[Sequence[bytes]], columns: int, device: torch.device) -> Self:
+        """The strings of S slots in rows of L = ``columns`` bytes, as many as the longest has or more."""
         rows = max((len(strings) for strings in stops), default=0)
-        columns = max((len(one) for strings in stops for one in strings), default=0)
         table = torch.zeros(len(stops), rows, columns, dtype=torch.uint8)
         free = torch.ones(table.shape, dtype=torch.bool)
         given = torch.zeros(table.shape[:2], dtype=torch.bool)
@@ -73,25 +88,40 @@ class StopTable:
 
 
 class Release:
-    """The bytes of one text on their way out: the beginning of a stop string waits until it can't be one."""
+    """The bytes of one text on their way out: the beginning of a stop string waits until it can't be one.
 
-    def __init__(self, stops: Sequence[bytes]) -> None:
+    Args:
+        stops: the strings that end the text.
+        given: how many of its bytes have gone out.
+        told: how many of its bytes have gone out as characters, at most three fewer.
+    """
+
+    def __init__(self, stops: Sequence[bytes], given: int = 0, told: int = 0) -> None:
         self._stops = stops
+        self.given, self.told = given, told
         self._bytes = bytearray()
         self._bits: list[bool] = []
-        self._utf8 = Utf8Stream()
 
-    def add(self, byte: int, bit: bool) -> None:
-        self._bytes.append(byte)
-        self._bits.append(bit)
+    def __len__(self) -> int:
+        """Bytes that have come in."""
+        return len(self._bytes)
 
-    def take(self, *, drop: int = 0, last: bool = False) -> tuple[bytes, tuple[bool, ...], str]:
-        """Bytes, bits and characters that may go out now: all where it is the last time, less ``drop`` at the end."""
-        size = len(self._bytes) - (drop if last else self._waiting())
-        data, bits = bytes(self._bytes[:size]), tuple(self._bits[:size])
-        del self._bytes[:size], self._bits[:size]
-        text = self._utf8.feed(data)
-        return data, bits, text + self._utf8.flush() if last else text
+    def add(self, data: bytes, bits: Iterable[bool]) -> None:
+        self._bytes += data
+        self._bits += bits
+
+    def take(self, *, drop: int = 0, hold: bool = True, last: bool = False) -> tuple[bytes, tuple[bool, ...], str]:
+        """Bytes, their bits and the characters they complete that may go out now; none goes out twice.
+
+        Args:
+            drop: bytes at the end that are no part of the text.
+            hold: keep back what may yet be a stop string.
+            last: give U+FFFD for a character that has only begun.
+        """
+        begin, self.given = self.given, max(self.given, len(self._bytes) - (self._waiting() if hold else drop))
+        text, size = codecs.utf_8_decode(self._bytes[self.told : self.given], "replace", last)
+        self.told += size
+        return bytes(self._bytes[begin : self.given]), tuple(self._bits[begin : self.given]), text
 
     def _waiting(self) -> int:
         """The length of the longest end of the bytes that begins a stop string."""

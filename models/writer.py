@@ -47,6 +47,7 @@ class Writer:
         mode: how chunk ends are found.
 
     Raises:
+        TypeError: prompts or stop strings that are neither str nor bytes.
         ValueError: a prompt holds a reserved byte, or more chunks than the core has positions; settings that are not as
             many as prompts; an empty stop string; a mode that the model has no head for; a model whose dechunk weight
             sees the next byte.
@@ -61,8 +62,11 @@ class Writer:
         stop: Stops = (),
         mode: Mode = "joint",
     ) -> None:
-        if isinstance(prompts, str | bytes):
+        if isinstance(prompts, str | bytes | bytearray):
             raise TypeError(f"prompts must be a sequence of prompts, got one {type(prompts).__name__}: use [prompt]")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str | bytes):
+                raise TypeError(f"prompt {i} must be str or bytes, got {type(prompt).__name__}: use bytes(prompt)")
         self.prompts = [to_bytes(prompt) for prompt in prompts]
         spare = -len(prompts) % LANES
         self._set_up(
@@ -83,6 +87,7 @@ class Writer:
         check_mode(model, mode)
         self.model, self.mode = model, mode
         self._settings, self._stops = settings, stops
+        self._releases = [Release(strings) for strings in stops]
         self._place(index)
 
     def _place(self, index: list[int]) -> None:
@@ -91,12 +96,14 @@ class Writer:
         self._graph: torch.cuda.CUDAGraph | None = None
         device = self.model.device
         self._draws = Draws([self._settings[max(i, 0)] for i in index], device)
-        self._table = StopTable.of([self._stops[i] if i >= 0 else [] for i in index], device)
+        longest = max((len(one) for strings in self._stops for one in strings), default=0)  # of all: tails stay as long
+        self._table = StopTable.of([self._stops[i] if i >= 0 else [] for i in index], longest, device)
 
     @torch.no_grad()
     def _read_prompts(self) -> None:
-        ids, cu_seqlens = pack_with_padding(self.prompts, self.model.device)
-        last = cu_seqlens[1:-1].long() - 1
+        most_chunks = self.model.core.max_chunks
+        ids, cu_seqlens = pack_with_padding(self.prompts, self.model.device, most_chunks=most_chunks)
+        last = cu_seqlens[1 : len(self.prompts) + 1].long() - 1
         read = self.model.prefill(ids, cu_seqlens)
         slots = torch.tensor([max(i, 0) for i in self._index], device=ids.device)
         used = torch.tensor([i >= 0 for i in self._index], device=ids.device)
@@ -142,17 +149,31 @@ class Writer:
             pass
         if self.prompts:
             self._collect()
+            for i, reason in zip(self._index, self._slots.reason.tolist(), strict=True):
+                if i >= 0 and max_new_bytes:
+                    self._releases[i].take(drop=len(self._ended[i].stop or b""), hold=False, last=reason != WRITTEN)
         return [self._ended[i] for i in range(len(self.prompts))]
 
     @torch.no_grad()
-    def stream(self, max_new_bytes: int) -> Iterator[Piece]:
+    def stream(self, max_new_bytes: int, *, flush: bool = False) -> Iterator[Piece]:
         """As :meth:`write`, giving the bytes as they come.
 
-        The pieces of a prompt join to what :meth:`write` would have added to its text. Bytes that begin a stop string
-        are held back until it is complete, broken off, or the last byte that was asked for is written.
+        Bytes that begin a stop string are held back until it is complete or broken off, characters until they are
+        whole. Where a text stops for its length alone they are held back beyond the call: the pieces of all streams
+        join to the text, however it was cut, and what an abandoned stream has not given the next one gives. What
+        :meth:`write` has written and returned is not given again; ``write(0)`` only looks.
+
+        Args:
+            max_new_bytes: for each text that has not ended.
+            flush: do not hold anything back at the end, for texts that are not to be continued: the pieces then join to
+                what :meth:`write` would have added.
+
+        Raises:
+            ValueError: a negative number of bytes.
         """
         going = dict.fromkeys(i for i in self._index if i >= 0)
-        releases = {i: Release(self._stops[i]) for i in going}
+        if self.prompts:
+            self._collect()
         for i in range(len(self.prompts)):
             if i not in going:
                 yield Piece(i, b"", (), "", self._ended[i].finish_reason)
@@ -163,9 +184,10 @@ class Writer:
                 if i not in going or (reason == GOING and not wrote):
                     continue
                 if wrote:
-                    releases[i].add(byte, bool(bit))
+                    self._releases[i].add(bytes([byte]), [bool(bit)])
                 drop = len(self._stops[i][stop]) if reason == STOPPED else 0
-                data, bits, text = releases[i].take(drop=drop, last=reason != GOING)
+                last = reason not in (GOING, WRITTEN) or (flush and reason == WRITTEN)
+                data, bits, text = self._releases[i].take(drop=drop, hold=not last, last=last)
                 if reason != GOING:
                     del going[i]
                 if data or reason != GOING:
@@ -173,9 +195,10 @@ class Writer:
 
     def save(self, path: str | Path) -> None:
         """Keep the writer in one safetensors file, from which :meth:`load` goes on; replaced whole or not at all."""
-        tensors = {f"slots.{name}": tensor for name, tensor in self._slots.tensors().items()}
-        tensors |= {f"state.{name}": tensor for name, tensor in self._state.tensors().items()}
-        tensors["draws.counters"] = self._draws.counters
+        tensors = {"draws.counters": self._draws.counters}
+        if self.prompts:
+            tensors |= {f"slots.{name}": tensor for name, tensor in self._slots.tensors().items()}
+            tensors |= {f"state.{name}": tensor for name, tensor in self._state.tensors().items()}
         if self._draws.seen is not None:
             tensors["draws.seen"] = self._draws.seen
         about = {
@@ -185,6 +208,7 @@ class Writer:
             "prompt_bits": self._prompt_bits,
             "sampling": [asdict(one) for one in self._settings],
             "stop": [[one.hex() for one in strings] for strings in self._stops],
+            "given": [(one.given, one.told) for one in self._releases],
             "ended": {i: one.to_json() for i, one in self._ended.items() if i not in self._index},
         }
         partial = Path(f"{path}.{os.getpid()}.partial")
@@ -224,12 +248,14 @@ class Writer:
             [Sampling(**one) for one in about["sampling"]],
             [[bytes.fromhex(one) for one in strings] for strings in about["stop"]],
         )
+        writer._releases = [Release(s, *given) for s, given in zip(writer._stops, about["given"], strict=True)]
         writer._prompt_bits = about["prompt_bits"]
         writer._ended = {int(i): Generation.from_json(one) for i, one in about["ended"].items()}
-        writer._state = model.empty_state(len(writer._index))
-        writer._state.restore(_under("state.", tensors))
-        writer._slots = Slots(**_under("slots.", tensors))
-        writer._scratch = writer._scratch_states()
+        if writer.prompts:
+            writer._state = model.empty_state(len(writer._index))
+            writer._state.restore(_under("state.", tensors))
+            writer._slots = Slots(**_under("slots.", tensors))
+            writer._scratch = writer._scratch_states()
         writer._draws.counters = tensors["draws.counters"]
         writer._draws.seen = tensors.get("draws.seen")
         return writer
@@ -246,15 +272,16 @@ class Writer:
         goes_on = (s.reason == GOING) | (s.reason == WRITTEN)
         s.limit.copy_(torch.where(goes_on, s.count + max_new_bytes, s.limit))
         s.reason.masked_fill_(goes_on, GOING if max_new_bytes else WRITTEN)
-        s.make_room(int(s.limit.max()))
+        if s.make_room(int(s.limit.max())):
+            self._graph = None
         s.wrote.zero_()
-        self._graph = None
         yield
         since = 0  # byte steps since the core's last
         while True:
             s = self._slots
             going = s.reason == GOING
-            some_go, some_are_open = torch.stack([going.any(), (going & ~s.bit).any()]).tolist()
+            signs = [going.any().long(), (going & ~s.bit).any().long(), self._state.cache.lengths.max()]
+            some_go, some_are_open, self._state.cache.longest = torch.stack(signs).tolist()
             if not some_go:
                 return
             if some_are_open and since < PATIENCE:
@@ -283,9 +310,10 @@ class Writer:
         if self.model.device.type != "cuda":
             self._step()
             return
-        if self._graph is None:
-            self._graph = self._capture()
-        self._graph.replay()
+        with torch.cuda.device(self.model.device):
+            if self._graph is None:
+                self._graph = self._capture()
+            self._graph.replay()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """The byte step as a CUDA graph. Until it is captured no slot is active, so that nothing changes."""
@@ -298,7 +326,7 @@ class Writer:
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):  # its own default is a stream of the first device that captured
             self._step()
         self._slots.active.copy_(active)
         return graph
@@ -378,6 +406,8 @@ class Writer:
         for slot, (i, count, reason, which) in enumerate(zip(self._index, *columns, strict=True)):
             if i < 0:
                 continue
+            known = len(self._releases[i])
+            self._releases[i].add(new[slot, known:count].tobytes(), bits[slot, known:count].tolist())
             stop = self._stops[i][which] if reason == STOPPED else None
             size = count - len(stop or b"")
             boundaries = (*self._prompt_bits[i], *bits[slot, :size].tolist())

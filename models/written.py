@@ -73,10 +73,10 @@ class Piece:
 
     Attributes:
         index: of the prompt.
-        data: the next bytes; never the beginning of a stop string that may still come.
+        data: the next bytes; not the beginning of a stop string that may still come, unless all was asked for.
         boundaries: for each of them, whether a chunk ends on it.
         text: the characters that these bytes complete.
-        finish_reason: of the last piece, as in :class:`Generation`; None before.
+        finish_reason: of a call's last piece, as in :class:`Generation`; None before.
     """
 
     index: int

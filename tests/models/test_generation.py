@@ -1,13 +1,15 @@
 """Writing: both halves of a pair are drawn together, batches change nothing, draws repeat, stops stop."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from bytekernels import BOS, EOS
 from models import Generation, Sampling, Writer, generate, stream
-from tests.models.conftest import small_model
+from models.byte_lm import core_settings
+from tests.models.conftest import small_model, small_teacher
 
 PROMPTS = [b"", b"hello world", "naïve 漢".encode(), b"\x80\xc3 not UTF-8", b"x"]
 
@@ -175,6 +177,22 @@ def test_each_prompt_has_its_own_stops_and_the_longest_match_is_cut():
     assert found[1].new == found[2].new == new and found[1].finish_reason == "length"
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_stop_strings_are_found_after_texts_with_longer_ones_have_left(size):
+    """Twelve of twenty texts end on six bytes, so that their slots are left out; the others look for fewer."""
+    model, prompts = small_model(), [f"p{i}" for i in range(20)]
+    settings = [Sampling(1.0, seed=i) for i in range(20)]
+    free = generate(model, prompts, max_new_bytes=60, sampling=settings)
+    stay = sorted(range(20), key=lambda i: -len(free[i].new))[:8]
+    stops = [[text.new[40 : 40 + size] if i in stay else text.new[2:8]] for i, text in enumerate(free)]
+    writer = Writer(model, prompts, sampling=settings, stop=stops)
+    together = writer.write(60)
+    assert len(writer._index) == 8
+    for i in stay:
+        assert together[i] == generate(model, prompts[i], max_new_bytes=60, sampling=settings[i], stop=stops[i])
+        assert together[i].stop == stops[i][0]
+
+
 def test_a_stop_string_in_the_prompt_stops_nothing():
     model = small_model()
     plain = generate(model, "hello", max_new_bytes=20)
@@ -225,6 +243,78 @@ def test_writing_goes_on_where_it_stopped(model, tmp_path):
     assert loaded.write(0) == once
 
 
+def joined(pieces, index: int = 0) -> tuple[bytes, tuple[bool, ...], str]:
+    mine = [piece for piece in pieces if piece.index == index]
+    bits = sum((piece.boundaries for piece in mine), ())
+    return b"".join(piece.data for piece in mine), bits, "".join(piece.text for piece in mine)
+
+
+@pytest.mark.parametrize("cut", [21, 23])
+@pytest.mark.parametrize("between", ["nothing", "save", "abandon"])
+def test_streams_that_are_continued_hold_back_what_may_be_a_stop_string(between, cut, tmp_path):
+    model, prompts, sampling = small_model(), ["hello", "x"], Sampling(1.0, seed=5)
+    free = generate(model, prompts, max_new_bytes=60, sampling=sampling)
+    stops = [[free[0].new[20:24]], [free[1].new[21:23] + b"#"]]  # one is completed, the other broken off
+    expected = generate(model, prompts, max_new_bytes=60, sampling=sampling, stop=stops)
+    assert (expected[0].new, expected[1].new) == (free[0].new[:20], free[1].new)
+    writer, pieces = Writer(model, prompts, sampling=sampling, stop=stops), []
+    if between == "abandon":
+        given = writer.stream(60)
+        while len(pieces) < 2 * cut - 1:
+            pieces.append(next(given))
+        given.close()
+    else:
+        pieces += writer.stream(cut)
+    assert len(joined(pieces)[0]) <= 20
+    if between == "save":
+        writer.save(tmp_path / "writer")
+        writer = Writer.load(model, tmp_path / "writer")
+    pieces += writer.stream(60 - len(writer.write(0)[1].new) if between == "abandon" else 60 - cut, flush=True)
+    for i, text in enumerate(expected):
+        assert joined(pieces, i) == (text.new, text.boundaries[len(text.prompt) :], text.new_text)
+
+
+def test_a_stream_never_takes_back_what_was_returned_nor_gives_it_twice():
+    model, sampling = small_model(), Sampling(1.0, seed=5)
+    new = generate(model, "hello", max_new_bytes=60, sampling=sampling).new
+    writer = Writer(model, ["hello"], sampling=sampling, stop=new[20:24])
+    assert writer.write(22)[0].new == new[:22]  # the beginning of the stop string too: it may end here
+    assert joined(writer.stream(38)) == (b"", (), "")
+    assert writer.write(0)[0].new == new[:20]
+    writer = Writer(model, ["hello"], sampling=sampling)
+    writer.write(7)
+    assert joined([*writer.stream(4), *writer.stream(5)])[0] == new[7:16]
+
+
+def test_a_short_length_may_follow_an_abandoned_long_one():
+    model = small_model()
+    free = generate(model, "hello", max_new_bytes=60).new
+    writer = Writer(model, ["hello"])
+    pieces = writer.stream(100)
+    for _ in range(5):
+        next(pieces)
+    pieces.close()
+    assert writer.write(1)[0].new == free[:6]
+    kept = writer._slots.new.data_ptr()
+    assert writer.write(50)[0].new == free[:56]
+    assert writer._slots.new.data_ptr() == kept  # so that a captured step goes on
+
+
+def test_a_step_of_the_core_sees_no_more_keys_than_the_longest_text_has(monkeypatch):
+    model, surplus = small_model(), []
+    close = type(model).close_chunks
+
+    def close_chunks(self, h, closed, state):
+        surplus.append(state.cache.longest - int(state.cache.lengths.max()))
+        close(self, h, closed, state)
+
+    monkeypatch.setattr(type(model), "close_chunks", close_chunks)
+    prompts, sampling = ["hello " * 20, "x"], Sampling(1.0)
+    first = generate(model, prompts, max_new_bytes=1, sampling=sampling)[0].new
+    generate(model, prompts, max_new_bytes=80, sampling=sampling, stop=[[first], []])  # the longer one ends at once
+    assert len(surplus) > 10 and set(surplus) == {0}
+
+
 def test_saved_multibyte_writers_go_on_too(tmp_path):
     model = small_model(draft_head=True)
     writer = Writer(model, [b"ab", b"c"], mode="multibyte")
@@ -268,17 +358,20 @@ def test_texts_end_at_the_cores_last_position():
     [
         dict(temperature=-1.0),
         dict(temperature=float("nan")),
+        dict(temperature=1e39),
         dict(top_k=0),
         dict(top_p=0.0),
         dict(top_p=1.5),
         dict(min_p=-0.1),
         dict(repetition_penalty=0.0),
+        dict(repetition_penalty=1e-50),
+        dict(repetition_penalty=1e39),
         dict(seed=2**64),
     ],
 )
 def test_sampling_refuses_values_out_of_range(settings):
     name, value = next(iter(settings.items()))
-    with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .* got {re.escape(str(value))}"):
         Sampling(**settings)
 
 
@@ -290,14 +383,38 @@ def test_bad_calls_are_refused():
         generate(model, "a", max_new_bytes=-1)
     with pytest.raises(ValueError, match="byte 0xFF at offset 1 is reserved"):
         generate(model, [b"a", b"a\xff"])
-    with pytest.raises(TypeError, match=r"use \[prompt\]"):
-        Writer(model, "a")
+    for one in ("a", bytearray(b"a")):
+        with pytest.raises(TypeError, match=r"use \[prompt\]"):
+            Writer(model, one)
+    for prompts in (bytearray(b"a"), [b"a", bytearray(b"a")], [97]):
+        with pytest.raises(TypeError, match=r"must be str.* got (bytearray|int): use bytes\(prompt\)"):
+            generate(model, prompts)
+    for stop in (None, 7, bytearray(b"ab"), [bytearray(b"ab")], [None], [[bytearray(b"ab")]], [[97]]):
+        with pytest.raises(TypeError, match="stop strings must be str or bytes"):
+            generate(model, ["a"], stop=stop)
     with pytest.raises(ValueError, match="train with dechunk='hold' or 'causal'"):
         generate(small_model(dechunk="lookahead"), "a")
 
 
-def test_no_prompts_give_no_texts():
+def test_no_prompts_give_no_texts(tmp_path):
     assert generate(small_model(), []) == [] == list(stream(small_model(), []))
+    Writer(small_model(), []).save(tmp_path / "writer")
+    assert Writer.load(small_model(), tmp_path / "writer").write(5) == []
+
+
+def test_a_top_k_of_more_than_there_is_keeps_all():
+    texts = [generate(small_model(), "x", max_new_bytes=20, sampling=Sampling(1.0, top_k=k)) for k in (None, 10**10)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("positions", [1, 5, 40])
+def test_a_core_may_have_few_positions(positions):
+    model = small_model(core=core_settings(small_teacher()) | {"max_position_embeddings": positions})
+    found = generate(model, ["", "a"], max_new_bytes=400, sampling=[Sampling(1.0, seed=s) for s in (3, 4)])
+    assert found[0].new and all(1 + sum(text.boundaries) <= positions + 1 for text in found)
+    assert found[0] == generate(model, "", max_new_bytes=400, sampling=Sampling(1.0, seed=3))
+    with pytest.raises(ValueError, match=rf"sequence 1 of the batch, of \d+ chunks, .* core's {positions} positions"):
+        generate(model, ["a", "abc " * 200, "b"])
 
 
 def test_boundaries_are_shown_between_chunks():
@@ -320,3 +437,26 @@ def test_captured_steps_equal_eager_ones_on_gpu(mode, monkeypatch):
     captured = generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode)
     monkeypatch.setattr(Writer, "_take_step", Writer._step)
     assert generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode) == captured
+
+
+@pytest.mark.gpu
+def test_one_capture_serves_several_calls_on_gpu(monkeypatch):
+    captures, capture = [], Writer._capture
+    monkeypatch.setattr(Writer, "_capture", lambda self: (captures.append(1), capture(self))[1])
+    writer = Writer(small_model().cuda(), ["hello"])
+    first = writer.write(40)
+    list(writer.stream(0))
+    graph = writer._graph
+    again = Writer(small_model().cuda(), ["hello"]).write(60)
+    for _ in range(20):
+        last = writer.write(1)
+    assert last == again and last[0].new.startswith(first[0].new)
+    assert len(captures) == 3 and writer._graph is not graph  # once for each writer, once for more room
+
+
+@pytest.mark.gpu
+def test_a_model_on_another_device_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    expected = generate(small_model().to("cuda:0"), PROMPTS, max_new_bytes=40)
+    assert generate(small_model().to("cuda:1"), PROMPTS, max_new_bytes=40) == expected

@@ -2,7 +2,7 @@
 
 import torch
 
-from models import Sampling, generate, stream
+from models import Sampling, Writer, generate, stream
 from tests.models.conftest import small_model
 
 
@@ -33,3 +33,14 @@ def test_a_character_comes_whole():
     written = b"".join(piece.data for piece in pieces)
     assert written.count("é".encode()) == sum(piece.text.count("é") for piece in pieces) > 0
     assert any(piece.data == b"\xc3" and piece.text == "" for piece in pieces)
+
+
+def test_a_stream_that_is_continued_shows_no_half_characters_either():
+    model, sampling = writes_characters(), Sampling(temperature=1.0, seed=1)
+    text = generate(model, "", max_new_bytes=100, sampling=sampling)
+    writer = Writer(model, [""], sampling=sampling)
+    pieces = [piece for n in (1, 2, 3, 1, 0, 5) * 8 for piece in writer.stream(n)]
+    pieces += writer.stream(4, flush=True)
+    assert "".join(piece.text for piece in pieces) == text.new_text
+    assert b"".join(piece.data for piece in pieces) == text.new
+    assert text.new_text.count("é") > 5
