@@ -15,7 +15,7 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -201,7 +201,7 @@ def providers(names: Iterable[str], device: torch.device) -> dict[str, Provider 
     """The providers of these names, those that can't run on this device with the reason."""
     made: dict[str, Callable[[], Provider | Unavailable]] = {
         "eager": lambda: Provider(EAGER),
-        "compile": lambda: _compiled(device),
+        "compile": lambda: compiled(EAGER, device),
         "bytekernels": lambda: Provider(OURS),
         "mamba-ssm": lambda: _mamba(device),
         "reference": lambda: REFERENCE,
@@ -209,7 +209,8 @@ def providers(names: Iterable[str], device: torch.device) -> dict[str, Provider 
     return {name: made[name]() for name in names}
 
 
-def _compiled(device: torch.device) -> Provider | Unavailable:
+def compiled(functions: Mapping[str, Function], device: torch.device) -> Provider | Unavailable:
+    """The functions under ``torch.compile``, or why they can't be."""
     compiler = os.environ.get("CXX", "g++") if device.type == "cpu" else os.environ.get("CC", "gcc")
     if shutil.which(compiler) is None:
         return Unavailable(f"torch.compile needs a compiler, and {compiler!r} is not there")
@@ -219,7 +220,7 @@ def _compiled(device: torch.device) -> Provider | Unavailable:
 
     torch._functorch.config.donated_buffer = False  # a backward on a kept graph must leave its buffers alone
     torch.compiler.reset()
-    return Provider({op: torch.compile(function, dynamic=False) for op, function in EAGER.items()})
+    return Provider({op: torch.compile(function, dynamic=False) for op, function in functions.items()})
 
 
 def _mamba(device: torch.device) -> Provider | Unavailable:

@@ -82,7 +82,7 @@ def linear_kl(
         teacher_W: [V, e].
         direction: ``"reverse"`` or ``"forward"``.
         temperature: above 0.
-        chunk_rows: rows whose logits are in memory at once.
+        chunk_rows: at most so many rows' gradients of the logits, [chunk_rows, V], are in memory at once.
 
     Returns:
         A scalar in nats, float32 (float64 for a float64 student); 0 for n = 0.

@@ -10,11 +10,13 @@ import torch
 
 from benchmarks import (
     bench_chunking,
+    bench_linear_kl,
     bench_mamba2,
     bench_pack,
     command,
     gpu_pass,
     harness,
+    kl_peers,
     mamba_peers,
     pack_peers,
     peers,
@@ -61,11 +63,15 @@ def test_a_dry_run_lists_the_steps_and_runs_what_a_cpu_can(dry_run):
         assert (out / f"{path.stem}.log").stat().st_size > 0
     summary = (out / "summary.txt").read_text()
     assert printed.rstrip().endswith(summary.rstrip())
-    names = ["install", "bench_chunking", "bench_decode", "bench_mamba2", "bench_pack"]
-    assert [line.split()[:2] for line in summary.splitlines()[-5:]] == [[name, "passed"] for name in names]
+    names = ["install", "bench_chunking", "bench_decode", "bench_linear_kl", "bench_mamba2", "bench_pack"]
+    assert [line.split()[:2] for line in summary.splitlines()[-6:]] == [[name, "passed"] for name in names]
 
 
-@pytest.mark.parametrize("bench", [bench_chunking, bench_mamba2, bench_pack], ids=["chunking", "mamba2", "pack"])
+@pytest.mark.parametrize(
+    "bench",
+    [bench_chunking, bench_linear_kl, bench_mamba2, bench_pack],
+    ids=["chunking", "linear_kl", "mamba2", "pack"],
+)
 def test_a_quick_run_writes_the_form_that_every_benchmark_shares(bench, dry_run):
     _, out = dry_run
     report = json.loads((out / f"{Path(bench.__file__).stem}.json").read_text())
@@ -91,6 +97,11 @@ def test_what_a_quick_run_times(dry_run):
     timed, skipped = timed_and_skipped(out / "bench_chunking.json")
     assert timed == [(op, which, name) for op in peers.OPS for which in PASSES for name in ("eager", "bytekernels")]
     assert skipped == ["mamba-ssm"]
+
+    timed, skipped = timed_and_skipped(out / "bench_linear_kl.json")
+    names = ("eager", "bytekernels")
+    assert timed == [(op, which, name) for op in kl_peers.OPS for which in ("forward", "both") for name in names]
+    assert skipped == ["liger"]
 
     timed, skipped = timed_and_skipped(out / "bench_mamba2.json")
     assert skipped in (["mamba-ssm", "fla"], ["mamba-minimal", "mamba-ssm", "fla"])
@@ -132,6 +143,7 @@ def test_route_and_gather_are_added_up(monkeypatch, capsys):
     [
         *((bench_chunking, 2 * len(peers.OPS) * len(PASSES), dtype) for dtype in command.DTYPES),
         *((bench_mamba2, 2 * (2 * len(PASSES) + 1), dtype) for dtype in command.DTYPES),
+        *((bench_linear_kl, 2 * 2 * len(kl_peers.OPS), dtype) for dtype in command.DTYPES),
         (bench_pack, 2 * len(pack_peers.OPS), "uint8"),
     ],
 )
@@ -194,6 +206,12 @@ def test_bad_shapes_of_mamba2_are_named_with_the_fix(shape, message, capsys):
     with pytest.raises(SystemExit):
         bench_mamba2.main(["--quick", "--device", "cpu", "--shape", shape])
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_shape_of_linear_kl_has_no_sequences(capsys):
+    with pytest.raises(SystemExit):
+        bench_linear_kl.main(["--quick", "--device", "cpu", "--shape", "T=3"])
+    assert "write each of n, V, d, e at most once, as in n=300,V=1000" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_packing_has_bytes_alone_and_a_shape_with_room_for_bos(capsys):

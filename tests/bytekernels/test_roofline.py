@@ -5,6 +5,7 @@ import torch
 
 import bytekernels
 from bytekernels.dechunk import roofline as dechunk_roofline
+from bytekernels.linear_kl import roofline as kl_roofline
 from bytekernels.roofline import Work
 from bytekernels.route import roofline as route_roofline
 from bytekernels.testing import ragged
@@ -46,6 +47,15 @@ def test_bytes_are_those_of_the_tensors(dtype):
     assert dechunk_roofline.dechunk(*shape).bytes == size(*taken, residual) + size(u)
     confidence = prob
     assert dechunk_roofline.dechunk_backward(*shape).bytes == size(u, *taken) + size(chunks, weight, null, confidence)
+
+
+def test_linear_kl_reads_rows_and_heads_and_writes_the_students_gradients():
+    shape = (7, 11, 3, 5, torch.bfloat16)  # n, V, d, e
+    inputs = 2 * (7 * 3 + 11 * 3 + 7 * 5 + 11 * 5)
+    loss = Work(2 * 7 * 11 * 3 + 2 * 7 * 11 * 5, inputs + 4)
+    assert kl_roofline.linear_kl(*shape) == loss
+    products = 2 * (2 * 7 * 11 * 3)
+    assert kl_roofline.linear_kl_with_gradients(*shape) == loss + Work(products, 2 * (7 * 3 + 11 * 3))
 
 
 def test_work_adds_and_takes_the_longer_of_its_times():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bytekernels
 from bytekernels import dispatch
 from bytekernels.linear_kl import chunked, op, reference
-from bytekernels.testing import assert_close, gradients, poisoned_memory
+from bytekernels.testing import TOLERANCE, assert_close, gradients, poisoned_memory
 
 DIRECTIONS = ["reverse", "forward"]
 
@@ -81,26 +81,75 @@ def test_no_rows_give_zero():
     assert not dweight.any()
 
 
+class Made(TorchDispatchMode):
+    """The most elements that one tensor of each dtype has."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(out):
+            if isinstance(value, torch.Tensor):
+                self.most[value.dtype] = max(self.most.get(value.dtype, 0), value.numel())
+        return out
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_nothing_of_rows_times_vocabulary_is_made(direction):
-    class Largest(TorchDispatchMode):
-        elements = 0
+def test_nothing_of_rows_times_vocabulary_is_made(direction, with_gradients, monkeypatch):
+    rows, vocabulary, chunk_rows, tile_rows = 64, 50, 16, 4
+    monkeypatch.setattr(chunked, "TILE_ROWS", tile_rows)
+    values = make(rows, vocabulary, width=1, teacher_width=1, dtype=torch.bfloat16)
+    call = (*values, direction == "reverse", 2.0, chunk_rows, with_gradients)
+    with Made() as chunks:
+        chunked.linear_kl(*call)
+    with Made() as plain:
+        reference.linear_kl(*call)
+    kept = chunk_rows if with_gradients else tile_rows
+    assert chunks.most == {torch.bfloat16: kept * vocabulary, torch.float32: tile_rows * vocabulary}
+    assert plain.most[torch.float32] == rows * vocabulary
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for value in torch.utils._pytree.tree_leaves(out):
-                if isinstance(value, torch.Tensor):
-                    self.elements = max(self.elements, value.numel())
-            return out
 
-    rows, vocabulary, chunk_rows = 64, 50, 16
-    values = make(rows, vocabulary)
-    with Largest() as chunks:
-        chunked.linear_kl(*values, direction == "reverse", 1.0, chunk_rows, True)
-    with Largest() as plain:
-        reference.linear_kl(*values, direction == "reverse", 1.0, chunk_rows, True)
-    assert chunks.elements == chunk_rows * vocabulary
-    assert plain.elements == rows * vocabulary
+def test_chunks_are_equal_and_none_is_above_the_limit():
+    for total, most, size in ((0, 4, 1), (1, 4, 1), (4, 4, 4), (5, 4, 3), (4096, 2048, 2048), (4097, 2048, 1366)):
+        assert chunked._equal_parts(total, most) == size
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("chunk_rows", "temperature"), [(2048, 1.0), (2048, 0.5), (300, 1.0), (7, 3.0)])
+def test_float32_stays_within_1e_5_where_distributions_are_peaked(direction, chunk_rows, temperature):
+    """Logits to +-50 that float32 holds exactly, so that nothing is measured but the divergence's own rounding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def multiples(*shape, most, of):
+        return of * torch.randint(-most, most + 1, shape, generator=generator).double()
+
+    truth = [
+        multiples(601, 8, most=4, of=1.0).requires_grad_(),
+        multiples(333, 8, most=150, of=2.0**-6).requires_grad_(),
+        multiples(601, 8, most=4, of=1.0),
+        multiples(333, 8, most=150, of=2.0**-6),
+    ]
+    assert 35 < (truth[0] @ truth[1].T).max() <= 50
+    values = [value.detach().float().requires_grad_(value.requires_grad) for value in truth]
+    settings = dict(direction=direction, temperature=temperature)
+    expected = bytekernels.linear_kl(*truth, **settings)
+    loss = bytekernels.linear_kl(*values, **settings, chunk_rows=chunk_rows)
+    assert_close(loss, expected, what="loss")
+    for name, got, want in zip("hW", gradients(loss, values[:2]), gradients(expected, truth[:2]), strict=True):
+        assert_close(got, want, what=f"gradient of student_{name}")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_what_has_no_probability_in_float32_adds_nothing(direction):
+    h, teacher_h = torch.tensor([[1.0]]), torch.tensor([[-1.0]])
+    weight = torch.tensor([[150.0], [0.0], [-150.0]])
+    values = [h.requires_grad_(), weight.clone().requires_grad_()]
+    loss = bytekernels.linear_kl(*values, teacher_h, weight, direction=direction)
+    assert_close(loss, torch.tensor(300.0))
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, values))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -120,6 +169,39 @@ def test_narrow_dtypes_stay_within_tolerance(dtype, direction):
     ):
         assert got.dtype == dtype
         assert_close(got, want, what=f"d{name}")
+
+
+@pytest.mark.parametrize(
+    ("rows_dtype", "weight_dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_a_weight_of_another_dtype_gets_its_own_gradient(rows_dtype, weight_dtype, monkeypatch):
+    monkeypatch.setattr(chunked, "BLOCK", 16)  # of 40
+    h, weight, teacher_h, teacher_W = make(20, 40, dtype=torch.bfloat16)
+    h, teacher_h = h / 4, teacher_h / 4
+    values = [h.detach().to(rows_dtype).requires_grad_(), weight.detach().to(weight_dtype).requires_grad_()]
+    truth = [value.detach().double().requires_grad_() for value in values]
+    loss = bytekernels.linear_kl(*values, teacher_h.to(rows_dtype), teacher_W.to(weight_dtype))
+    expected = bytekernels.linear_kl(*truth, teacher_h.double(), teacher_W.double())
+    for value, got, want in zip(values, gradients(loss, values), gradients(expected, truth), strict=True):
+        assert got.dtype == value.dtype
+        assert_close(got, want, limit=TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu(dtype, direction):
+    values = make(600, 1000, width=32, teacher_width=48, dtype=dtype)
+    with torch.no_grad():
+        values[0] *= 0.18
+        values[2] *= 0.14
+    truth = [value.detach().double().requires_grad_() for value in values]
+    expected = bytekernels.linear_kl(*truth, direction=direction)
+    there = [value.detach().cuda().requires_grad_() for value in values]
+    loss = bytekernels.linear_kl(*there, direction=direction, chunk_rows=512)
+    assert_close(loss.cpu(), expected, dtype=dtype, what="loss")
+    for got, want in zip(torch.autograd.grad(loss, there[:2]), torch.autograd.grad(expected, truth[:2]), strict=True):
+        assert_close(got.cpu(), want, what="gradient")
 
 
 @pytest.mark.parametrize("forced", ["chunked", "reference"])
