@@ -78,6 +78,14 @@ class TokenBytes:
         self.starts = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])[:-1]
         self.flat = np.frombuffer(b"".join(pieces), dtype=np.uint8)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tokenizer": self._tokenizer.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer = Tokenizer.from_str(state["_tokenizer"])
+        self._tokenizer.encode_special_tokens = True  # which its JSON does not hold
+
     def __len__(self) -> int:
         return len(self.sizes)
 

@@ -23,6 +23,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 ENCODE_BYTES = 4 * 1024 * 1024
 ENCODE_DOCUMENTS = 1024
+MAX_TOKEN_BYTES = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _map_split(folder: Path, counts: dict[str, int]) -> Split:
         path = folder / f"{name}.bin"
         if not path.is_file() or path.stat().st_size != sizes[name] * np.dtype(dtype).itemsize:
             raise UserError(f"{path} is not the file that its manifest describes: prepare the corpus again")
-        arrays[name] = np.asarray(np.memmap(path, dtype, mode="r"))  # a plain view: slicing a memmap is slow
+        # A plain view, because slicing a memmap is slow; nothing can't be mapped.
+        arrays[name] = np.asarray(np.memmap(path, dtype, mode="r")) if sizes[name] else np.empty(0, dtype)
     return Split(**arrays)
 
 
@@ -118,6 +120,8 @@ def prepare(
     *,
     limit_bytes: int | None = None,
     skipped: Skipped | None = None,
+    held_out_only: bool = False,
+    identity: str = "",
 ) -> Corpus:
     """Aligns documents with a fast tokenizer's tokens and writes them to `folder`, a part of them held out.
 
@@ -126,22 +130,26 @@ def prepare(
     A document is held out by the hash of its source alone; where that holds out none of a few documents, the one
     with the smallest hash is.
 
+    Args:
+        held_out_only: put every document on the held-out side and leave the other empty.
+        identity: of what else the corpus's fingerprint stands for.
+
     Raises:
-        UserError: a slow tokenizer, or fewer than two documents, so that one split would be empty.
+        UserError: a slow tokenizer, or so few documents that a split which is wanted would be empty.
     """
     tokens = TokenBytes(tokenizer)
     skipped = Skipped() if skipped is None else skipped
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    text_hash = hashlib.blake2b(tokens.fingerprint.encode(), digest_size=16)
+    text_hash = hashlib.blake2b((tokens.fingerprint + identity).encode(), digest_size=16)
     spare: tuple[float, Document, Aligned] | None = None
 
     with ExitStack() as stack:
         writers = {name: _Writer(folder / name, stack) for name in SPLIT_NAMES}
-        for document, aligned in _aligned(_limited(documents, limit_bytes), tokens, skipped):
+        for document, aligned in align_documents(_shown(limited(documents, limit_bytes)), tokens, skipped):
             text_hash.update(document.text)
-            if is_held_out(document.source):
+            if held_out_only or is_held_out(document.source):
                 writers["held_out"].add(document, aligned)
                 continue
             # The document with the smallest hash so far waits: it may be needed on the other side.
@@ -154,10 +162,12 @@ def prepare(
             writers["train" if writers["held_out"].documents else "held_out"].add(*spare[1:])
 
     counts = {name: writer.counts() for name, writer in writers.items()}
-    if not all(split["documents"] for split in counts.values()):
+    wanted = ("held_out",) if held_out_only else SPLIT_NAMES
+    if not all(counts[name]["documents"] for name in wanted):
         found = sum(split["documents"] for split in counts.values())
         raise UserError(
-            f"{found} usable documents (skipped: {skipped}) do not give both training and held-out text: give more"
+            f"{found} usable documents (skipped: {skipped}) do not give "
+            f"{'held-out text' if held_out_only else 'both training and held-out text'}: give more"
         )
     manifest = {
         "format": FORMAT,
@@ -175,7 +185,25 @@ def prepare(
     return Corpus.open(folder)
 
 
-def _limited(documents: Iterable[Document], limit_bytes: int | None) -> Iterator[Document]:
+def _shown(documents: Iterable[Document]) -> Iterator[Document]:
+    with tqdm(desc="aligning text with tokens", unit="B", unit_scale=True, disable=None) as progress:
+        for document in documents:
+            progress.update(len(document.text))
+            yield document
+
+
+def until(documents: Iterable[Document], enough_bytes: int) -> Iterator[Document]:
+    """Documents until their texts have `enough_bytes` together."""
+    total = 0
+    for document in documents:
+        yield document
+        total += len(document.text)
+        if total >= enough_bytes:
+            return
+
+
+def limited(documents: Iterable[Document], limit_bytes: int | None) -> Iterator[Document]:
+    """Documents for as long as their texts stay within `limit_bytes` together."""
     total = 0
     for document in documents:
         total += len(document.text)
@@ -184,20 +212,21 @@ def _limited(documents: Iterable[Document], limit_bytes: int | None) -> Iterator
         yield document
 
 
-def _aligned(documents: Iterable[Document], tokens: TokenBytes, skipped: Skipped) -> Iterator[tuple[Document, Aligned]]:
-    with tqdm(desc="aligning text with tokens", unit="B", unit_scale=True, disable=None) as progress:
-        for chunk in _chunks(documents):
-            found = tokens.encode([document.text.decode() for document in chunk])
-            for document, aligned in zip(chunk, found, strict=True):
-                progress.update(len(document.text))
-                if aligned is None:
-                    skipped.add("token ends not exact", document.source)
-                elif not len(aligned.ids):
-                    skipped.add("no text", document.source)
-                elif aligned.lengths.max() > np.iinfo(np.uint16).max:
-                    skipped.add("token above 65535 bytes", document.source)
-                else:
-                    yield document, aligned
+def align_documents(
+    documents: Iterable[Document], tokens: TokenBytes, skipped: Skipped, longest: int = MAX_TOKEN_BYTES
+) -> Iterator[tuple[Document, Aligned]]:
+    """Documents with their tokens; those that cannot be aligned, or hold a token above `longest` bytes, are counted."""
+    for chunk in _chunks(documents):
+        found = tokens.encode([document.text.decode() for document in chunk])
+        for document, aligned in zip(chunk, found, strict=True):
+            if aligned is None:
+                skipped.add("token ends not exact", document.source)
+            elif not len(aligned.ids):
+                skipped.add("no text", document.source)
+            elif aligned.lengths.max() > longest:
+                skipped.add(f"token above {longest} bytes", document.source)
+            else:
+                yield document, aligned
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:

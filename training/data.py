@@ -3,12 +3,14 @@
 Documents are cut into windows at token ends; a batch is a packed row of windows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bytekernels import AlignedBatch, align_pack
+from training.alignment import TokenBytes
 from training.corpus import Corpus, Split
 from training.errors import UserError
 
@@ -82,8 +84,8 @@ def _cut_documents(split: Split, first: int, stop: int, max_bytes: int) -> tuple
 # ------------------------------------------------------------------------------------------------------ batches
 
 
-def _build_batch(
-    corpus: Corpus,
+def build_batch(
+    tokens: Corpus | TokenBytes,
     split: Split,
     windows: Windows,
     chosen: np.ndarray,
@@ -91,20 +93,53 @@ def _build_batch(
     pin: bool = False,
     threads: int | None = None,
 ) -> AlignedBatch:
-    """The chosen windows as a batch without targets: those depend on the router's boundaries."""
+    """The chosen windows as a batch without targets: those depend on the router's boundaries.
+
+    ``tokens`` knows the ids that stand for BOS and EOS.
+    """
     columns = (windows.first_byte, windows.bytes, windows.first_token, windows.tokens)
     return align_pack(
         split.text,
         split.token_ids,
         split.token_lengths,
         np.stack([column[chosen] for column in columns], axis=1),
-        bos_id=corpus.bos_id,
-        eos_id=corpus.eos_id,
+        bos_id=tokens.bos_id,
+        eos_id=tokens.eos_id,
         ends=windows.last[chosen] & eos,
         targets=False,
         pin=pin,
         threads=threads,
     )
+
+
+class Order:
+    """The order in which windows are visited: all of them, packed from the front.
+
+    Args:
+        sizes: int64 [W], bytes of each window in a batch.
+        order: a permutation of the windows, int64 [W].
+    """
+
+    def __init__(self, sizes: np.ndarray, order: np.ndarray) -> None:
+        self._order = order
+        self._ends = np.concatenate([[0], np.cumsum(sizes[order])])
+
+    @classmethod
+    def shuffled(cls, sizes: np.ndarray, *key: int) -> "Order":
+        """The order of a key: the same on every machine."""
+        return cls(sizes, np.random.Generator(np.random.Philox(key)).permutation(len(sizes)))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def bytes_from(self, position: int) -> int:
+        """Bytes of the windows from `position` on."""
+        return int(self._ends[-1] - self._ends[position])
+
+    def take(self, position: int, batch_bytes: int) -> tuple[np.ndarray, int]:
+        """As many windows from `position` on as fit in `batch_bytes`, and the position after them."""
+        stop = int(np.searchsorted(self._ends, self._ends[position] + batch_bytes, "right")) - 1
+        return self._order[position:stop], stop
 
 
 class Batches:
@@ -136,7 +171,7 @@ class Batches:
         world_size: int = 1,
         eos: bool = True,
     ) -> None:
-        _check_sizes(window, batch_bytes)
+        check_sizes(window, batch_bytes)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0 … {world_size - 1} (world_size - 1), got {rank}")
         self.corpus, self.seed, self.rank, self.world_size, self.eos = corpus, seed, rank, world_size, eos
@@ -144,8 +179,7 @@ class Batches:
         self.windows = cut_windows(corpus.train, window - 1 - eos)
         if not len(self.windows):
             raise UserError(f"every training document holds a token longer than a window of {window} bytes: widen it")
-        self._sizes = _row_sizes(self.windows, eos)
-        self.round_bytes = 0  # of the last batches of all ranks together
+        self._sizes = row_sizes(self.windows, eos)
         self._start_epoch(0)
 
     @property
@@ -162,9 +196,8 @@ class Batches:
     def build_next(self, *, pin: bool = False, threads: int | None = None) -> AlignedBatch:
         """The next batch, in page-locked memory where ``pin``, by ``threads`` threads: see `align_pack`."""
         round_of_batches = [self._next_windows() for _ in range(self.world_size)]
-        self.round_bytes = sum(int(self._sizes[windows].sum()) for windows in round_of_batches)
         mine = round_of_batches[self.rank]
-        return _build_batch(self.corpus, self.corpus.train, self.windows, mine, self.eos, pin=pin, threads=threads)
+        return build_batch(self.corpus, self.corpus.train, self.windows, mine, self.eos, pin=pin, threads=threads)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins; the same on every rank."""
@@ -182,19 +215,21 @@ class Batches:
         self._start_epoch(state["epoch"])
         self._position = state["position"]
 
+    @staticmethod
+    def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One state for any number of ranks out of the states of all of them."""
+        return states[0]
+
     def _identity(self) -> dict[str, Any]:
         return {"corpus": self.corpus.fingerprint, "window": self.window, "seed": self.seed, "eos": self.eos}
 
     def _start_epoch(self, epoch: int) -> None:
         self._epoch, self._position = epoch, 0
-        self._order = np.random.Generator(np.random.Philox([self.seed, epoch])).permutation(len(self.windows))
-        self._ends = np.concatenate([[0], np.cumsum(self._sizes[self._order])])
+        self._order = Order.shuffled(self._sizes, self.seed, epoch)
 
     def _next_windows(self) -> np.ndarray:
-        stop = _fill(self._ends, self._position, self.batch_bytes)
-        chosen = self._order[self._position : stop]
-        self._position = stop
-        if stop == len(self._order):
+        chosen, self._position = self._order.take(self._position, self.batch_bytes)
+        if self._position == len(self._order):
             self._start_epoch(self._epoch + 1)
         return chosen
 
@@ -205,33 +240,27 @@ def held_out_batches(corpus: Corpus, *, window: int, batch_bytes: int, limit_byt
     Windows are drawn without replacement from all held-out documents; a split smaller than `limit_bytes` is used
     whole.
     """
-    _check_sizes(window, batch_bytes)
+    check_sizes(window, batch_bytes)
     split = corpus.held_out
     windows = cut_windows(split, window - 1)
     if not len(windows):
         raise UserError(f"every held-out document holds a token longer than a window of {window} bytes: widen it")
     order = np.random.Generator(np.random.Philox(0)).permutation(len(windows))
     order = order[: max(1, int(np.searchsorted(np.cumsum(windows.bytes[order]), limit_bytes, "right")))]
-    ends = np.concatenate([[0], np.cumsum(_row_sizes(windows, eos=False)[order])])
-    batches, position = [], 0
-    while position < len(order):
-        stop = _fill(ends, position, batch_bytes)
-        batches.append(_build_batch(corpus, split, windows, order[position:stop], eos=False))
-        position = stop
+    rows, batches, position = Order(row_sizes(windows, eos=False), order), [], 0
+    while position < len(rows):
+        chosen, position = rows.take(position, batch_bytes)
+        batches.append(build_batch(corpus, split, windows, chosen, eos=False))
     return batches
 
 
-def _row_sizes(windows: Windows, eos: bool) -> np.ndarray:
+def row_sizes(windows: Windows, eos: bool) -> np.ndarray:
     """Bytes of each window in a batch, with BOS and EOS: int64 [W]."""
     return windows.bytes + 1 + (windows.last & eos)
 
 
-def _fill(ends: np.ndarray, position: int, batch_bytes: int) -> int:
-    """The first window after `position` that no longer fits; ends [W+1] is the running total of sizes."""
-    return int(np.searchsorted(ends, ends[position] + batch_bytes, "right")) - 1
-
-
-def _check_sizes(window: int, batch_bytes: int) -> None:
+def check_sizes(window: int, batch_bytes: int) -> None:
+    """Raises ValueError for a window that is too small, or a batch smaller than one."""
     if window < 3:
         raise ValueError(f"window must hold BOS, a byte and EOS: at least 3 bytes, got {window}")
     if batch_bytes < window:

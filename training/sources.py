@@ -12,12 +12,19 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from training.alignment import TokenBytes
 from training.checkpoint import read_summary, write_folder
-from training.corpus import Corpus, prepare
+from training.corpus import Corpus, limited, prepare, until
+from training.data import Batches
+from training.errors import UserError
 from training.parallel import Ranks
+from training.parts import HUB, FilePart, Part, find_parts, read_all, read_held_out
 from training.recipe import Recipe
+from training.stream import StreamBatches
 from training.teacher import train_tokenizer
-from training.text import Document, Skipped, python_docs, read_documents, resolve
+from training.text import Document, Skipped, python_docs, read_documents
+
+TOKENIZER_BYTES = 2**28  # of a stream, for the tokenizer of a teacher that is made on the spot
 
 
 def fingerprint(*values: Any) -> str:
@@ -59,15 +66,33 @@ class Sources:
 
     @cached_property
     def text(self) -> str:
-        """A hash of which text is read: files with their sizes and times, or this Python's documentation."""
-        files = [path for pattern in self.recipe.data.paths for path, _ in resolve(pattern)]
-        stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        """A hash of which text is read: files with their sizes and times, datasets, or this Python's documentation."""
+        files = [part.path for part in self.parts if isinstance(part, FilePart)]
+        stamps: list[Any] = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        stamps += [part.identity for part in self.parts if not isinstance(part, FilePart)]
         return fingerprint(stamps, self.recipe.data.limit_bytes)
 
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The files and datasets that the recipe names.
+
+        Raises:
+            UserError: one of them is not there or not readable, or a stream has none.
+        """
+        data = self.recipe.data
+        if data.stream and not data.paths:
+            raise UserError("a stream needs text: give --data files or datasets, or set data.stream=false")
+        return find_parts(data.paths, split=data.split, download=data.download)
+
     def documents(self) -> Iterable[Document]:
-        if self.recipe.data.paths:
-            return read_documents(self.recipe.data.paths, self.skipped)
-        return self._python_docs
+        data = self.recipe.data
+        if not data.paths:
+            return self._python_docs
+        if data.stream:
+            return limited(read_all(self.parts, self.skipped), TOKENIZER_BYTES)
+        if any(path.startswith(HUB) for path in data.paths):
+            return read_all(self.parts, self.skipped)
+        return read_documents(data.paths, self.skipped)
 
     @cached_property
     def _python_docs(self) -> list[Document]:
@@ -85,23 +110,51 @@ class Sources:
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def corpus(self, tokenizer: PreTrainedTokenizerFast) -> Corpus:
-        """The text, aligned with the tokenizer's tokens.
+        """The text, aligned with the tokenizer's tokens; of a stream the held-out part alone, as much as is asked for.
 
         Raises:
             UserError: text that can't be read, or too little of it.
         """
-        key = fingerprint(self.text, tokenizer.backend_tokenizer.to_str())
-        folder = self.cache / f"corpus-{key}"
+        data = self.recipe.data
+        needed = max(data.measure_bytes, data.score_bytes)
+        form = ("held-out", needed) if data.stream else ()
+        folder = self.cache / f"corpus-{fingerprint(self.text, tokenizer.backend_tokenizer.to_str(), *form)}"
         if self.ranks.is_main and read_summary(folder) is None:
-            print("reading and aligning the text", flush=True)
+            print(f"reading and aligning {'held-out' if data.stream else 'the'} text", flush=True)
             self.skipped = Skipped()
-            limit = self.recipe.data.limit_bytes
 
             def make(partial: Path) -> None:
-                prepare(self.documents(), tokenizer, partial, limit_bytes=limit, skipped=self.skipped)
+                if data.stream:
+                    documents = until(read_held_out(self.parts, self.skipped), needed)
+                    only = {"held_out_only": True, "identity": self.text}
+                    prepare(documents, tokenizer, partial, skipped=self.skipped, **only)
+                else:
+                    limit = data.limit_bytes
+                    prepare(self.documents(), tokenizer, partial, limit_bytes=limit, skipped=self.skipped)
 
             write_folder(folder, make, self.skipped.as_dict())
             if self.skipped.counts:
                 print(f"documents skipped: {self.skipped}", flush=True)
         self.ranks.barrier()
         return Corpus.open(folder)
+
+    def batches(
+        self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, *, batch_bytes: int, seed: int
+    ) -> Batches | StreamBatches:
+        """This rank's training batches: of the corpus, or of the stream that it holds out from.
+
+        Raises:
+            UserError: streams that the ranks can't share, or windows that are too small.
+        """
+        data = self.recipe.data
+        common = {
+            "window": data.window,
+            "batch_bytes": batch_bytes,
+            "seed": seed,
+            "rank": self.ranks.rank,
+            "world_size": self.ranks.size,
+        }
+        if not data.stream:
+            return Batches(corpus, **common)
+        buffer = {"streams": data.streams, "shuffle_bytes": data.shuffle_bytes, "workers": data.workers}
+        return StreamBatches(self.parts, TokenBytes(tokenizer), **common, **buffer)

@@ -149,7 +149,7 @@ def test_a_batch_is_that_built_one_by_one(corpus, eos, side, threads):
     windows = cut_windows(split, WINDOW - 2)
     order = np.random.default_rng(1).permutation(len(windows))
     for chosen in (order, order[:1], order[:0]):
-        batch = data._build_batch(corpus, split, windows, chosen, eos, threads=threads)
+        batch = data.build_batch(corpus, split, windows, chosen, eos, threads=threads)
         expected = build_one_by_one(corpus, split, windows, chosen.tolist(), eos)
         assert batch.targets is None
         assert {name: getattr(batch, name).tolist() for name in expected} == expected
