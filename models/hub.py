@@ -29,6 +29,7 @@ class HubModel(PreTrainedModel, GenerationMixin):
     """What :class:`models.ByteLM` has from transformers, with its leniencies taken out."""
 
     config_class = ByteLMConfig
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__(config)

@@ -11,12 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from bytekernels import BOS
 from bytekernels.ragged import IGNORE, lengths_of, segment_ids
 from models.byte_lm import ByteLM
-from models.core import run_packed
 
 BLOCK_ROWS = 2048  # tokens whose logits are made at once
 
@@ -166,20 +164,17 @@ def _places(cu_seqlens: Tensor, total: int, context: Tensor | None) -> tuple[Ten
 
 
 @torch.no_grad()
-def token_score(
-    backbone: PreTrainedModel, head: Tensor, embeddings: Tensor, token_ids: Tensor, token_cu: Tensor, num_bytes: Tensor
-) -> Score:
+def token_score(hidden: Tensor, head: Tensor, token_ids: Tensor, token_cu: Tensor, num_bytes: Tensor) -> Score:
     """Log-likelihood of packed token sequences, each given its first token: the teacher's, or a stage-1 model's.
 
     Args:
-        backbone: a transformer set to packed attention (:func:`models.core.use_packed`).
+        hidden: [M, d_core], a transformer's last states at the tokens (:func:`models.core.run_packed`).
         head: [V, d_core], the token head's weight.
-        embeddings: [M, d_core], what the backbone reads: token embeddings, or chunk embeddings at the tokens' ends.
         token_ids: int64 [M].
         token_cu: int32 [S+1].
         num_bytes: int64 [S], bytes of each sequence without its first token's.
     """
-    log_probs, _ = token_log_probs(run_packed(backbone, embeddings, token_cu), head, token_ids, token_cu)
+    log_probs, _ = token_log_probs(hidden, head, token_ids, token_cu)
     return Score(_sum_by_sequence(log_probs, token_cu, token_ids.shape[0]).log_likelihood, num_bytes)
 
 

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import bytekernels
 from bytekernels import MixerState
@@ -78,7 +79,7 @@ class Mamba2Mixer(nn.Module):
         return MixerState.empty(sequences, channels, taps, *sizes, device=self.D.device, dtype=dtype)
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """``residual + mixer(norm(residual))``; the residual sum is carried in fp32 and fused into the next norm."""
 
     def __init__(self, config: ByteLMConfig, num_layers: int) -> None:

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: checkpoints inside a stage, results at its end."""
+"""Folders that are whole or not there: the results of stages, the cache."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from training.errors import UserError
@@ -32,20 +31,25 @@ def write_folder(folder: Path, write: Callable[[Path], None], summary: dict[str,
         (partial / COMPLETE).write_text(json.dumps(summary, indent=1))
         for file in partial.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {folder}: {reason}") from error
+        raise UserError(f"cannot write {folder}: {reason_of(error)}") from error
 
 
-def _sync(path: Path) -> None:
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,22 +67,3 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         old.rename(folder)
     mark = folder / COMPLETE
     return json.loads(mark.read_text()) if mark.is_file() else None
-
-
-def save_state(folder: Path, state: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Write a training state (tensors and plain values) as a complete folder."""
-    write_folder(folder, lambda partial: torch.save(state, partial / "state.pt"), summary)
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """A training state that was written whole; None where there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if read_summary(folder) is None:
-        return None
-    try:
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"checkpoint {folder} is damaged ({error}); remove it to start its stage anew") from None

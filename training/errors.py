@@ -6,3 +6,10 @@ class UserError(Exception):
 
     `training/stage.py` prints the message alone, without a traceback, and exits with status 2.
     """
+
+
+class Preempted(Exception):
+    """The run was told to stop (SIGTERM), and what it had learnt is on disk.
+
+    `training/stage.py` exits with status 0.
+    """

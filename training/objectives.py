@@ -3,20 +3,44 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 import bytekernels
 from bytekernels import AlignedBatch
 from bytekernels.ragged import IGNORE
-from models.core import run_packed
+from models.core import run_packed, use_packed
 from models.likelihood import next_token_targets, path_log_probs
 from training.parallel import Ranks
 from training.recipe import StageRecipe
+
+
+class Teacher(nn.Module):
+    """The frozen token-trained model. All of its parameters that are not in blocks are read by way of ``forward``.
+
+    Args:
+        model: a causal language model of transformers that accepts ``inputs_embeds``.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = use_packed(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, batch: AlignedBatch, *, hidden: bool = True) -> Tensor:
+        """The last hidden state at every token, or the tokens' input embeddings: [M, d_core]."""
+        embeddings = self.model.get_input_embeddings()(batch.token_ids)
+        return run_packed(self.model.base_model, embeddings, batch.token_cu) if hidden else embeddings
+
+    @property
+    def head(self) -> Tensor:
+        """[V, d_core], the token head's weight, which may be read after a forward pass."""
+        return self.model.get_output_embeddings().weight
 
 
 @dataclass(frozen=True)
@@ -24,14 +48,27 @@ class Context:
     """Who learns from whom, and how.
 
     Attributes:
-        model: the student (the teacher itself while it is being made).
-        teacher: set to packed attention, frozen; None where a stage needs none.
+        model: the student (a token-trained model while a teacher is being made).
+        teacher: None where a stage needs none.
         recipe: the stage's numbers.
     """
 
     model: PreTrainedModel
-    teacher: PreTrainedModel | None
+    teacher: Teacher | None
     recipe: StageRecipe
+
+
+class Learner(nn.Module):
+    """The root under which a stage computes: FSDP2 gathers parameters for what happens inside a forward pass."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.model = context.model
+        self._context = (context,)  # in a tuple, so that the teacher is no module of this one
+
+    def forward(self, function: Callable[[Context, AlignedBatch], Any], batch: AlignedBatch) -> Any:
+        """``function(context, batch)``: an objective, or a measure's sums."""
+        return function(self._context[0], batch)
 
 
 class Loss(NamedTuple):
@@ -59,16 +96,6 @@ def _loss(count: Tensor, **means: Tensor) -> Loss:
     return Loss(total, count, {name: (value * count).detach() for name, value in means.items()})
 
 
-def token_embeddings(teacher: PreTrainedModel, batch: AlignedBatch) -> Tensor:
-    """The teacher's input embedding of every token: [M, d_core]."""
-    return teacher.get_input_embeddings()(batch.token_ids)
-
-
-def teacher_hidden(teacher: PreTrainedModel, batch: AlignedBatch) -> Tensor:
-    """The teacher's last hidden state at every token: [M, d_core]."""
-    return run_packed(teacher.base_model, token_embeddings(teacher, batch), batch.token_cu)
-
-
 def boundary_targets(context: Context, batch: AlignedBatch) -> tuple[Tensor, Tensor]:
     """Where the tokenizer's chunks end (or, for H-Net's router, start), and which of the router's answers are free.
 
@@ -91,9 +118,10 @@ def boundary_targets(context: Context, batch: AlignedBatch) -> tuple[Tensor, Ten
 
 def next_token(context: Context, batch: AlignedBatch) -> Loss:
     """The teacher's own training: cross-entropy of the next token."""
-    hidden = teacher_hidden(context.model, batch)
+    model = context.model
+    hidden = run_packed(model.base_model, model.get_input_embeddings()(batch.token_ids), batch.token_cu)
     targets = next_token_targets(batch.token_ids, batch.token_cu)
-    logits = context.model.get_output_embeddings()(hidden)
+    logits = model.get_output_embeddings()(hidden)
     loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE)
     return _loss((targets != IGNORE).sum(), cross_entropy=loss)
 
@@ -102,8 +130,7 @@ def alignment(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.1: mean squared error between the state at a token's end and the teacher's embedding of the token."""
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens))
-    with torch.no_grad():
-        wanted = token_embeddings(context.teacher, batch)
+    wanted = context.teacher(batch, hidden=False)
     return _loss(_count(batch.token_ids), mse=F.mse_loss(ends.float(), wanted.float()))
 
 
@@ -114,18 +141,15 @@ def distillation(context: Context, batch: AlignedBatch) -> Loss:
     ends = bytekernels.gather_chunks(h, routing)
     means = {"kl": _token_kl(context, batch, context.model.core(ends, routing.cu_chunks), context.recipe.direction)}
     if context.recipe.alignment_weight:
-        with torch.no_grad():
-            wanted = token_embeddings(context.teacher, batch)
+        wanted = context.teacher(batch, hidden=False)
         means["alignment"] = context.recipe.alignment_weight * F.mse_loss(ends.float(), wanted.float())
     return _loss(_count(batch.token_ids), **means)
 
 
 def _token_kl(context: Context, batch: AlignedBatch, hidden: Tensor, direction: str) -> Tensor:
-    with torch.no_grad():
-        target = teacher_hidden(context.teacher, batch)
-    head = context.teacher.get_output_embeddings().weight
+    target = context.teacher(batch)
     student_head = context.model.token_head.weight
-    return bytekernels.linear_kl(hidden, student_head, target, head, direction=direction)
+    return bytekernels.linear_kl(hidden, student_head, target, context.teacher.head, direction=direction)
 
 
 def boundary(context: Context, batch: AlignedBatch) -> Loss:
@@ -211,22 +235,28 @@ class Measure(NamedTuple):
 
 
 @torch.no_grad()
-def measure(kind: Measure, context: Context, batches: Sequence[AlignedBatch], ranks: Ranks) -> dict[str, float]:
+def measure(kind: Measure, learner: Learner, batches: Sequence[AlignedBatch], ranks: Ranks) -> dict[str, float]:
     """Read a metric over held-out batches, shared out over the ranks."""
-    mode = context.model.training
-    context.model.eval()
-    # A rank with nothing to read still has to know how many sums there are: every rank reads at least one batch.
-    mine = [(batch, True) for batch in batches[ranks.rank :: ranks.size]] or [(batches[0], False)]
-    parts = [kind.sums(context, batch.to(ranks.device)) * counts for batch, counts in mine]
+    mode = learner.training
+    learner.eval()
+    # All ranks run as many forward passes; one that has nothing left to read reads its first batch again, for nothing.
+    mine = batches[ranks.rank :: ranks.size]
+    rounds = -(-len(batches) // ranks.size)
+    parts = [
+        learner(kind.sums, (mine[i] if i < len(mine) else batches[0]).to(ranks.device)) * (i < len(mine))
+        for i in range(rounds)
+    ]
     total = ranks.sum_(torch.stack(parts).sum(0))
-    context.model.train(mode)
+    if isinstance(learner, FSDPModule):
+        learner.reshard()  # what was gathered must not outlive a change of the weights
+    learner.train(mode)
     return kind.finish(total.tolist())
 
 
 def _alignment_sums(context: Context, batch: AlignedBatch) -> Tensor:
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens)).double()
-    wanted = token_embeddings(context.teacher, batch).double()
+    wanted = context.teacher(batch, hidden=False).double()
     squared = (ends - wanted).square().mean(-1).sum()
     cosine = F.cosine_similarity(ends, wanted, dim=-1).sum()
     return torch.stack([squared, cosine, squared.new_tensor(len(ends))])

@@ -1,21 +1,27 @@
 """Who moves the weights: AdamW, or Muon for the matrices beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.errors import UserError
 from training.muon import Muon
 from training.recipe import OptimizerRecipe, StageRecipe
+from training.snapshot import Saved
 
 
 class Optimizer:
-    """One or two optimizers as one. Each group's rate is the stage's times the group's ``scale``."""
+    """One or two optimizers as one. Each group's rate is the stage's times the group's ``scale``.
 
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self.parts = parts
+    Args:
+        parts: optimizers that share out the parameters.
+        names: a name for each parameter, by which its state is kept.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], names: Mapping[nn.Parameter, str]) -> None:
+        self.parts, self.names = parts, names
 
     def step(self, lr: float) -> None:
         """Move the weights at this learning rate and drop their gradients."""
@@ -25,12 +31,45 @@ class Optimizer:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {str(index): part.state_dict() for index, part in enumerate(self.parts)}
+    def skip(self) -> None:
+        """Drop the gradients, and move nothing."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for index, part in enumerate(self.parts):
-            part.load_state_dict(state[str(index)])
+    def tensors(self) -> dict[str, Tensor]:
+        """What the optimizers remember, as ``parameter's name/what``; shares their memory."""
+        return {
+            f"{self.names[parameter]}/{what}": value
+            for part in self.parts
+            for parameter, state in part.state.items()
+            for what, value in state.items()
+        }
+
+    def blank(self, saved: Mapping[str, Saved]) -> dict[str, Tensor]:
+        """Tensors to be filled with what :meth:`tensors` gave elsewhere, cut as this process's parameters are."""
+        owners = {name: parameter for parameter, name in self.names.items()}
+        blank = {}
+        for key, (size, dtype) in saved.items():
+            parameter = owners.get(key.rpartition("/")[0])
+            if parameter is None:
+                continue
+            like = parameter.shape == size
+            blank[key] = (
+                torch.zeros_like(parameter, dtype=dtype)
+                if like
+                else torch.zeros(size, dtype=dtype, device=parameter.device)
+            )
+        return blank
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`blank` made and a snapshot filled."""
+        owners = {
+            parameter: part for part in self.parts for group in part.param_groups for parameter in group["params"]
+        }
+        for parameter, name in self.names.items():
+            own = {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == name}
+            if own:
+                owners[parameter].state[parameter] = own
 
 
 def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], recipe: OptimizerRecipe, stage: StageRecipe) -> Optimizer:
@@ -44,8 +83,10 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], recipe: OptimizerR
         UserError: a prefix in ``lr_scale`` that no trained parameter begins with.
     """
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    names: dict[nn.Parameter, str] = {}
     unused = set(stage.lr_scale)
     for name, parameter in named:
+        names[parameter] = name
         prefixes = [prefix for prefix in stage.lr_scale if name.startswith(prefix)]
         unused -= set(prefixes)
         scale = stage.lr_scale[max(prefixes, key=len)] if prefixes else 1.0
@@ -68,4 +109,4 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], recipe: OptimizerR
         parts.append(torch.optim.AdamW(of(False), lr=stage.lr, betas=betas, fused=True))
     if of(True):
         parts.append(Muon(of(True), lr=stage.lr))
-    return Optimizer(*parts)
+    return Optimizer(parts, names)

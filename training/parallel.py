@@ -1,17 +1,23 @@
-"""One code path from a single process to many: what torchrun gives, and the sums that ranks share."""
+"""From one process to many nodes: torchrun's processes, their mesh, and FSDP2 over it."""
 
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from training.errors import UserError
 
 PATIENCE = timedelta(hours=12)  # the ranks wait while rank 0 reads and aligns the text
+COLLECTIVES = timedelta(minutes=10)  # no step of the loop takes nearly as long: a rank that stays away is gone
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,15 @@ class Ranks:
         rank: this process, from 0.
         size: number of processes.
         device: where it computes.
+        waiting: group of all processes for waits on the host that may take hours; None alone.
+        saving: group of all processes for checkpoints that are written beside the training; None alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    waiting: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -38,33 +48,34 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def from_main(self, value: float) -> float:
-        """Rank 0's value, on every rank."""
+    def gather(self, value: Any) -> list[Any]:
+        """A plain value of every rank, in the ranks' order."""
         if self.size == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.broadcast(shared, src=0)
-        return float(shared)
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.waiting)
+        return values
 
     def barrier(self) -> None:
+        """Wait for all ranks, for hours if need be."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.waiting)
 
-    def broadcast_parameters(self, module: nn.Module) -> None:
-        """Give every rank rank 0's parameters and buffers."""
-        if self.size > 1:
-            for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor.data, src=0)
+    def mesh(self, shard: int) -> DeviceMesh:
+        """All ranks in two dimensions, (replicate, shard).
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter], divisor: Tensor) -> None:
-        """Sum gradients over ranks, then divide by ``divisor`` (a scalar that every rank shares)."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.size > 1:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
-        torch._foreach_div_(gradients, divisor.to(gradients[0].dtype))
+        Args:
+            shard: ranks that hold a model's parts between them; 0 for all of them.
+
+        Raises:
+            UserError: it does not divide the number of ranks.
+        """
+        shard = shard or self.size
+        if self.size % shard:
+            raise UserError(
+                f"parallel.shard={shard} does not divide the {self.size} processes: use a divisor, or 0 for all of them"
+            )
+        return init_device_mesh(self.device.type, (self.size // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def start(device: str | None = None) -> Ranks:
@@ -87,12 +98,66 @@ def start(device: str | None = None) -> Ranks:
         where = torch.device("cpu")
     else:
         raise UserError(f"--device {kind}: use cuda or cpu")
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Ranks(rank, size, where)
+    if size == 1:
+        return Ranks(rank, size, where)
+    if not dist.is_initialized():
+        # torchrun's workers share its agent's store, where a restarted one would find the addresses of the dead.
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=COLLECTIVES)))
+        attempt = dist.PrefixStore(f"attempt {restarts()}", store)
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=COLLECTIVES)
+    waiting, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
+    return Ranks(rank, size, where, waiting, saving)
+
+
+def restarts() -> int:
+    """How often torchrun has started this process anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def finish() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+# ----------------------------------------------------------------------------------------------------- sharding
+
+
+def shard_(root: nn.Module, mesh: DeviceMesh, narrow: torch.dtype | None, keep: tuple[type[nn.Module], ...]) -> None:
+    """Cut a module's parameters over a mesh with FSDP2, in place: each block for itself, the root last.
+
+    A block is an element of a ``ModuleList``: Mamba2 blocks, a transformer's layers. Gradients are averaged in fp32.
+    Every computation must then go through ``root.forward``.
+
+    Args:
+        root: its parameters must be the same on every rank; they may be on the host, and go to the mesh's devices.
+        mesh: (replicate, shard); parameters are cut over the second dimension and repeated over the first.
+        narrow: blocks are gathered, and compute, in this dtype beside fp32 masters; None for the masters' own.
+        keep: blocks of these classes keep the masters' dtype all the same, as do the root's own parameters.
+    """
+    # A block may hand on what it was given, and FSDP warns of writing to it: nothing here writes in place.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
+    masters = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    cast = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+    for block in blocks_of(root):
+        if not isinstance(block, FSDPModule):
+            fully_shard(block, mesh=mesh, mp_policy=masters if isinstance(block, keep) else cast)
+    fully_shard(root, mesh=mesh, mp_policy=masters, reshard_after_forward=False)
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor] | None:
+    """All of a module's state on rank 0's host, asked for by every rank; None where nothing is cut."""
+    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+        return None
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return cast(dict[str, Tensor], state)
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of the outermost ModuleLists."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from blocks_of(child)

@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
@@ -16,11 +17,11 @@ from bytekernels import AlignedBatch
 class Source(Protocol):
     """Where batches come from: `training.data.Batches`."""
 
-    round_bytes: int
-
     def build_next(self, *, pin: bool, threads: int) -> AlignedBatch: ...
 
     def state_dict(self) -> dict[str, Any]: ...
+
+    def merge_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -28,7 +29,7 @@ class Source(Protocol):
 class Prefetcher:
     """Batches of a source, on a device, up to ``depth`` of them built ahead by a thread.
 
-    It stands in for its source: what it iterates over, `round_bytes` and `state_dict` are those of the batches that
+    It stands in for its source: what it iterates over and `state_dict` are those of the batches that
     it has handed out, whatever has been built ahead. The source is its own until it is closed, and then stands
     somewhere ahead. The thread is started by the first `next`, and ends when the prefetcher is closed or forgotten.
 
@@ -44,7 +45,6 @@ class Prefetcher:
     def __init__(self, batches: Source, device: torch.device, depth: int = 2) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1 batch ahead, got {depth}")
-        self.round_bytes = batches.round_bytes
         self._batches, self._depth = batches, depth
         self._path = _Upload(device) if device.type == "cuda" else _InPlace()
         self._state = batches.state_dict()
@@ -74,12 +74,16 @@ class Prefetcher:
         if not isinstance(ahead, _Ahead):
             self._end(f"no batch after an error in building one ({ahead!r}): load_state_dict to start again")
             raise ahead
-        self.round_bytes, self._state = ahead.round_bytes, ahead.state
+        self._state = ahead.state
         return self._path.receive(ahead.batch, ahead.sent)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch to be handed out begins."""
         return dict(self._state)
+
+    def merge_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One state for `load_state_dict`, on any number of ranks, from the `state_dict` of every rank."""
+        return self._batches.merge_states(states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a `state_dict` was taken; what was built ahead is dropped.
@@ -127,11 +131,10 @@ class Prefetcher:
 
 
 class _Ahead(NamedTuple):
-    """A batch, the mark of its upload, and what the source said after building it."""
+    """A batch, the mark of its upload, and the source's state after building it."""
 
     batch: AlignedBatch
     sent: Any
-    round_bytes: int
     state: dict[str, Any]
 
 
@@ -172,7 +175,7 @@ class _Thread:
                         raise RuntimeError("the Prefetcher was closed while another thread waited for a batch")
                     # One thread: a second OpenMP team beside torch's would fight it for the cores.
                     batch, sent = path.send(batches.build_next(pin=path.pin, threads=1))
-                    self.ready.put(_Ahead(batch, sent, batches.round_bytes, batches.state_dict()))
+                    self.ready.put(_Ahead(batch, sent, batches.state_dict()))
         except BaseException as error:
             self.ready.put(error)
 

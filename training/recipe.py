@@ -19,11 +19,28 @@ STAGES = ("1.1", "1.2", "1.3", "2.1", "2.2")
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """What a public teacher's ``config.json`` says of its sizes, so that a run can be planned without its files."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True)
 class TeacherRecipe:
     """The token-trained model. Without a ``path`` a small Llama is trained on the run's own text, once, and cached.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.
+        config: the sizes of the model at ``path``, for ``--plan``; a model of other sizes is refused.
         vocab_size: of its byte-level BPE.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size: its sizes.
         seconds: training time of the small Llama.
@@ -31,6 +48,7 @@ class TeacherRecipe:
     """
 
     path: str | None = None
+    config: TeacherConfig | None = None
     vocab_size: int = 4096
     hidden_size: int = 256
     num_hidden_layers: int = 4
@@ -54,8 +72,15 @@ class DataRecipe:
     """Text and how it is cut.
 
     Attributes:
-        paths: files or globs; empty for the documentation that every Python installation carries.
-        limit_bytes: read at most this much text; None for all.
+        paths: files, globs, and datasets of the `datasets` package (``hf:NAME``, ``hf:NAME:CONFIG``; the name may be
+            a folder); empty for the documentation that every Python installation carries.
+        split: of the datasets.
+        download: fetch datasets whole before reading them; else they are read as they come over the network.
+        limit_bytes: read at most this much text; None for all. Not for a stream.
+        stream: read, tokenize and align text while training on it, instead of preparing all of it on disk first.
+        streams: logical streams of the text, over all ranks: a multiple of the number of ranks.
+        shuffle_bytes: text that is held in memory and shuffled, over all ranks.
+        workers: processes of each rank that tokenize and align a stream; 0 for none beside the training process.
         window: bytes of one sequence, BOS included.
         batch_bytes: most bytes in one forward pass on one device.
         global_batch_bytes: bytes in one optimizer step over all devices.
@@ -64,7 +89,13 @@ class DataRecipe:
     """
 
     paths: tuple[str, ...] = ()
+    split: str = "train"
+    download: bool = False
     limit_bytes: int | None = None
+    stream: bool = False
+    streams: int = 64
+    shuffle_bytes: int = 268_435_456
+    workers: int = 1
     window: int = 8192
     batch_bytes: int = 65536
     global_batch_bytes: int = 2_097_152
@@ -93,13 +124,58 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW (``adamw``), or Muon for the matrices beside it (``muon``). Weight decay falls on matrices only."""
+    """Who moves the weights.
+
+    Attributes:
+        kind: AdamW (``adamw``), or Muon for the matrices beside it (``muon``).
+        beta1, beta2: AdamW's.
+        weight_decay: falls on matrices only.
+        clip: most length of the gradient.
+        max_skipped: steps in a row whose loss or gradient is not finite, and which therefore move nothing, before the
+            run stops.
+    """
 
     kind: str = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1
     clip: float = 1.0
+    max_skipped: int = 10
+
+
+@dataclass(frozen=True)
+class ParallelRecipe:
+    """How a model is spread over processes, and what is recomputed. One process holds everything.
+
+    Attributes:
+        shard: processes that hold a model's parts between them; 0 for all. With fewer the model is repeated: 8 on four
+            nodes of eight devices keeps the gathering of parameters inside each node.
+        checkpoint_activations: keep only what enters each block, and compute the rest again in the backward pass.
+        compile: blocks by torch.compile.
+    """
+
+    shard: int = 0
+    checkpoint_activations: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class LogRecipe:
+    """Where a stage's numbers go, and how often.
+
+    Attributes:
+        every: optimizer steps from one log to the next.
+        jsonl: write ``metrics.jsonl``.
+        tensorboard: write TensorBoard's events.
+        wandb: the Weights & Biases project to log to; None for none. Needs ``pip install wandb``.
+        peak_tflops: TFLOP/s of one device that MFU is a share of; None for the published or measured peak.
+    """
+
+    every: int = 10
+    jsonl: bool = True
+    tensorboard: bool = True
+    wandb: str | None = None
+    peak_tflops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +225,10 @@ class Recipe:
         seed: of weights, data order and draws.
         precision: ``auto`` (bf16 compute where the device is fast at it), ``bf16`` or ``fp32``; masters are fp32.
         checkpoint_seconds: time between checkpoints inside a stage.
+        keep_checkpoints: how many of them are kept.
         stage: the stages by name.
+        parallel: how it is spread over processes.
+        log: where numbers go.
         control: the same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
     """
 
@@ -158,10 +237,13 @@ class Recipe:
     seed: int = 0
     precision: str = "auto"
     checkpoint_seconds: float = 300
+    keep_checkpoints: int = 2
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
+    log: LogRecipe = field(default_factory=LogRecipe)
     control: StageRecipe | None = None
 
     def __post_init__(self) -> None:
@@ -180,9 +262,19 @@ class Recipe:
             raise UserError(f"{where}: teacher: num_attention_heads must divide hidden_size {self.teacher.hidden_size}")
         if self.teacher.num_attention_heads % self.teacher.num_key_value_heads:
             raise UserError(f"{where}: teacher: num_key_value_heads must divide num_attention_heads")
+        _check_positive(where, self, "keep_checkpoints")
+        if self.teacher.config is not None:
+            numbers = [f.name for f in dataclasses.fields(TeacherConfig) if f.type is int]
+            _check_positive(f"{where}: teacher.config", self.teacher.config, *numbers)
         _check_positive(f"{where}: optimizer", self.optimizer, "clip")
+        _check_not_negative(f"{where}: optimizer", self.optimizer, "max_skipped")
+        _check_not_negative(f"{where}: parallel", self.parallel, "shard")
+        _check_positive(f"{where}: log", self.log, "every", "peak_tflops")
+        if self.log.wandb is not None and not self.log.wandb.strip():
+            raise UserError(f"{where}: log: wandb names a project, got {self.log.wandb!r}; leave it out for none")
         sizes = ("batch_bytes", "global_batch_bytes", "measure_bytes", "score_bytes", "limit_bytes")
-        _check_positive(f"{where}: data", self.data, *sizes)
+        _check_positive(f"{where}: data", self.data, *sizes, "streams", "shuffle_bytes")
+        _check_data(f"{where}: data", self.data)
         if not 3 <= self.data.window <= self.data.batch_bytes:
             raise UserError(
                 f"{where}: data: window must hold BOS, a byte and EOS and fit in batch_bytes {self.data.batch_bytes}, "
@@ -222,6 +314,13 @@ class Recipe:
         return dataclasses.replace(self, stage=stages, teacher=teacher)
 
 
+def batch_sizes(data: DataRecipe, stage: StageRecipe, processes: int) -> tuple[int, int]:
+    """Bytes of one process's batch, and how many of them it takes for an optimizer step."""
+    wanted = stage.global_batch_bytes or data.global_batch_bytes
+    batch_bytes = max(data.window, min(data.batch_bytes, wanted // processes))
+    return batch_bytes, max(1, round(wanted / (batch_bytes * processes)))
+
+
 def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
     if needs_length and (stage.bytes is None) == (stage.seconds is None):
         raise UserError(f"{where}: give bytes or seconds, one of them")
@@ -231,11 +330,24 @@ def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -
     _check_one_of(where, stage, "direction", ("reverse", "forward"))
 
 
+def _check_data(where: str, data: DataRecipe) -> None:
+    if data.workers < 0:
+        raise UserError(f"{where}: workers must be 0 or more, got {data.workers}")
+    if data.stream and data.limit_bytes is not None:
+        raise UserError(f"{where}: a stream reads on, and has no limit_bytes: leave it out, or set data.stream=false")
+
+
 def _check_positive(where: str, numbers: Any, *names: str) -> None:
     for name in names:
         value = getattr(numbers, name)
         if value is not None and value <= 0:
             raise UserError(f"{where}: {name} must be positive, got {value}")
+
+
+def _check_not_negative(where: str, numbers: Any, *names: str) -> None:
+    for name in names:
+        if getattr(numbers, name) < 0:
+            raise UserError(f"{where}: {name} must not be negative, got {getattr(numbers, name)}")
 
 
 def _check_share(where: str, numbers: Any, *names: str) -> None:

@@ -11,6 +11,9 @@ import torch
 import transformers
 
 from models import Generation
+from training.meter import READINGS
+from training.sinks import JSONL, LINE
+from training.stage_log import OTHERS
 
 _SHOWN = {
     "cosine": "cosine",
@@ -96,18 +99,17 @@ def write(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _plot(folder: Path) -> None:
-    """The curves of every stage that left a TensorBoard log."""
+    """The curves of every stage that left a file of JSON lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves = []
-    for stage in sorted((folder / "tensorboard").glob("*")):
-        events = EventAccumulator(str(stage)).Reload()
-        tags = [t for t in events.Tags()["scalars"] if t not in ("lr", "grad_norm", "bytes_per_second", "data_wait")]
-        curves.append((stage.name, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}))
+    for path in sorted((folder / "logs").glob(f"*/{JSONL}")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        parts = [name for name in (lines[0] if lines else ()) if name not in (*LINE, *OTHERS, *READINGS)]
+        curves.append((path.parent.name, {name: [(line["step"], line[name]) for line in lines] for name in parts}))
     if not curves:
         return
     figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False, layout="constrained")

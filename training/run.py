@@ -17,16 +17,25 @@ from bytekernels import AlignedBatch
 from models import ByteLM, ByteLMConfig, Score, score, token_score
 from models.byte_lm import core_settings
 from models.core import use_packed
+from models.local_stack import Block
 from training import loop
 from training.checkpoint import read_summary, write_folder
 from training.data import Batches, held_out_batches
 from training.errors import UserError
-from training.objectives import Context, measure, token_embeddings
-from training.parallel import Ranks
+from training.flops import CoreSizes, Rows, Sizes, next_token_flops, stage_flops
+from training.meter import Meter, Peak, peak_flops
+from training.metrics import Metrics
+from training.objectives import Context, Learner, Teacher, measure
+from training.parallel import Ranks, blocks_of, full_state, shard_
+from training.plan import check_teacher
 from training.precision import fast_at_bf16
-from training.recipe import ModelRecipe, Recipe, StageRecipe
+from training.recipe import ModelRecipe, Recipe, StageRecipe, batch_sizes
+from training.sinks import check_wandb
+from training.snapshot import Snapshots
 from training.sources import Sources, fingerprint
+from training.stage_log import StageLog
 from training.stages import CONTROL, STAGES, TEACHER, Stage
+from training.stream import StreamBatches
 from training.teacher import load_teacher, small_llama
 
 _CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
@@ -55,13 +64,32 @@ class Run:
         """
         with self.sources.lock():
             if self.recipe.teacher.path:
-                self.teacher, tokenizer = load_teacher(self.recipe.teacher.path)
-                self.corpus = self.sources.corpus(tokenizer)
+                teacher, self.tokenizer = load_teacher(self.recipe.teacher.path)
+                check_teacher(self.recipe.teacher, teacher.config)
+                self.corpus = self.sources.corpus(self.tokenizer)
             else:
-                self.corpus = self.sources.corpus(self.sources.own_tokenizer())
-                self.teacher = self._own_teacher()
-        use_packed(self.teacher).to(self.ranks.device)
-        self.teacher.requires_grad_(False)
+                self.tokenizer = self.sources.own_tokenizer()
+                self.corpus = self.sources.corpus(self.tokenizer)
+                teacher = self._own_teacher()
+        self.teacher = Teacher(teacher)
+
+    @cached_property
+    def placed_teacher(self) -> Teacher:
+        """The teacher as it computes: cut over all processes, on a GPU in bf16 where the student computes in it.
+
+        No student can be made from it any more.
+        """
+        teacher = self.teacher
+        if self.ranks.device.type == "cuda" and self.is_bf16():
+            teacher = teacher.to(torch.bfloat16)
+        return self._place(teacher)
+
+    def _place(self, module: Any, narrow: torch.dtype | None = None) -> Any:
+        """A module on this process's device, or cut over those of all processes."""
+        if self.ranks.size == 1:
+            return module.to(self.ranks.device)
+        shard_(module, self.ranks.mesh(self.recipe.parallel.shard), narrow, keep=(Block,))
+        return module
 
     def _own_teacher(self) -> PreTrainedModel:
         data, recipe = self.recipe.data, self.recipe.teacher
@@ -71,14 +99,9 @@ class Run:
         if read_summary(folder) is None:
             tokenizer = self.sources.own_tokenizer()
             torch.manual_seed(self.recipe.seed)
-            model = use_packed(small_llama(tokenizer, **recipe.sizes)).to(self.ranks.device)
+            model = use_packed(small_llama(tokenizer, **recipe.sizes))
             schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
-
-            def save(to: Path) -> None:
-                model.save_pretrained(to)
-                tokenizer.save_pretrained(to)
-
-            self._train(TEACHER, Context(model, None, schedule), folder, save)
+            self._train(TEACHER, Context(model, None, schedule), folder, tokenizer=tokenizer)
         self.teacher_row = read_summary(folder)
         return load_teacher(folder)[0]
 
@@ -109,6 +132,7 @@ class Run:
         """
         for name in names:
             self.recipe.stage_recipe(name)
+        check_wandb(self.recipe.log.wandb)
         first = names[0]
         if start is not None:
             _check_model_folder(start)
@@ -133,16 +157,19 @@ class Run:
         before = self._before(name)
         torch.manual_seed(self.recipe.seed)  # of a fresh student, or of parts that are made anew
         if start is None and before is None:
-            return ByteLM.from_teacher(self.teacher, self._student_config())
+            return ByteLM.from_teacher(self.teacher.model, self._student_config())
         return load_student(start or self.stage_folder(str(before)), self._student_config())
 
     def _student_config(self) -> ByteLMConfig:
-        return ByteLMConfig(core=core_settings(self.teacher), **dataclasses.asdict(self.recipe.model))
+        return ByteLMConfig(core=core_settings(self.teacher.model), **dataclasses.asdict(self.recipe.model))
 
-    def run_stage(self, name: str, model: ByteLM) -> dict[str, Any]:
-        """Train one stage and keep its model; returns its row of the report."""
-        context = Context(model.to(self.ranks.device), self.teacher, self.recipe.stage[name])
-        return self._train(STAGES[name], context, self.stage_folder(name), model.save_pretrained)
+    def run_stage(self, name: str, model: ByteLM, start: Path | None = None) -> dict[str, Any]:
+        """Train one stage and keep its model; returns its row of the report.
+
+        With several processes the model is cut over them, and is no use afterwards: load it from the stage's folder.
+        """
+        context = Context(model, self.placed_teacher, self.recipe.stage[name])
+        return self._train(STAGES[name], context, self.stage_folder(name), origin=str(start.resolve()) if start else "")
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -154,9 +181,9 @@ class Run:
         if (row := read_summary(folder)) is not None:
             return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
         torch.manual_seed(self.recipe.seed + 1)
-        model = ByteLM(self._student_config()).to(self.ranks.device)
-        row = self._train(CONTROL, Context(model, self.teacher, recipe), folder, model.save_pretrained)
-        return model, row
+        model = ByteLM(self._student_config())
+        row = self._train(CONTROL, Context(model, self.placed_teacher, recipe), folder)
+        return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
 
     def _control_recipe(self) -> StageRecipe:
         if self.recipe.control is None:
@@ -166,88 +193,148 @@ class Run:
             raise UserError("--control trains for the stages' seconds, but the recipe measures a stage in bytes")
         return dataclasses.replace(self.recipe.control, seconds=sum(s for s in seconds if s), bytes=None)
 
-    def _train(self, stage: Stage, context: Context, folder: Path, save: Callable[[Path], Any]) -> dict[str, Any]:
+    def _train(
+        self, stage: Stage, context: Context, folder: Path, *, tokenizer: Any = None, origin: str = ""
+    ) -> dict[str, Any]:
         """Train, measure before and after, and write the result; its row is the folder's summary."""
-        named = stage.freeze_others(context.model)
-        self.ranks.broadcast_parameters(context.model)
-        before = self._measure(stage, context)
-        checkpoint = folder.with_name(f"{folder.name}.checkpoint")
-        global_batch_bytes = context.recipe.global_batch_bytes or self.recipe.data.global_batch_bytes
-        batches, accumulation = self._batches(stage, global_batch_bytes)
+        model, learner = context.model, self._learner(stage, context)
+        before = self._measure(stage, learner)
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        snapshots = Snapshots(folder.with_name(f"{folder.name}.checkpoint"), self.ranks, self.recipe.keep_checkpoints)
+        batches, accumulation = self._batches(stage, context.recipe)
         progress = loop.train(
-            context.model,
+            learner,
             named,
-            partial(stage.objective, context),
+            partial(learner, stage.objective),
             batches,
             stage=context.recipe,
             optimizer=self.recipe.optimizer,
             accumulation=accumulation,
             ranks=self.ranks,
             precision=self.precision(),
-            checkpoint=checkpoint,
+            snapshots=snapshots,
             checkpoint_seconds=self.recipe.checkpoint_seconds,
-            log=partial(self._writer, stage) if self.ranks.is_main else None,
-            title=f"{stage.name:>7} {stage.title}",
+            log=partial(self._log, stage, context),
+            origin=origin,
         )
         row = {
             "stage": stage.name,
             "title": stage.title,
             "trained": sum(parameter.numel() for _, parameter in named),
             "steps": progress.step,
+            "skipped": progress.skipped,
             "bytes": progress.bytes,
             "seconds": round(progress.seconds, 1),
             "data_wait": round(progress.data_wait, 4),
+            "mfu_of": str(self.peak) if self.ranks.is_main else None,
             "before": before,
-            "after": self._measure(stage, context),
+            "after": self._measure(stage, learner),
         }
+        state = full_state(model)
         if self.ranks.is_main:
+
+            def save(to: Path) -> None:
+                model.save_pretrained(to, state_dict=state)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(to)
+
             write_folder(folder, save, row)
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            shutil.rmtree(snapshots.folder, ignore_errors=True)
         self.ranks.barrier()
         return row
 
-    def _batches(self, stage: Stage, global_batch_bytes: int) -> tuple[Batches, int]:
-        """Batches of one rank, and how many of them make an optimizer step."""
-        data, size = self.recipe.data, self.ranks.size
-        batch_bytes = max(data.window, min(data.batch_bytes, global_batch_bytes // size))
-        batches = Batches(
-            self.corpus,
-            window=data.window,
-            batch_bytes=batch_bytes,
-            seed=int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31,
-            rank=self.ranks.rank,
-            world_size=size,
-        )
-        return batches, max(1, round(global_batch_bytes / (batch_bytes * size)))
+    def _learner(self, stage: Stage, context: Context) -> Learner:
+        """The model as it is trained: what does not learn frozen, blocks as the recipe has them, cut over processes."""
+        parallel, model = self.recipe.parallel, context.model
+        stage.freeze_others(model)
+        if parallel.checkpoint_activations:
+            # transformers renamed it; the old name warns where there is the new one.
+            newer = getattr(model, "activation_checkpointing_enable", None)
+            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        if parallel.compile:
+            for block in blocks_of(model):
+                block.compile(dynamic=True)
+        return self._place(Learner(context), torch.bfloat16 if self.is_bf16() else None)
 
-    def _measure(self, stage: Stage, context: Context) -> dict[str, float]:
+    def _batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches, int]:
+        """Batches of one rank, and how many of them make an optimizer step."""
+        batch_bytes, accumulation = batch_sizes(self.recipe.data, recipe, self.ranks.size)
+        seed = int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31
+        batches = self.sources.batches(self.corpus, self.tokenizer, batch_bytes=batch_bytes, seed=seed)
+        return batches, accumulation
+
+    def _measure(self, stage: Stage, learner: Learner) -> dict[str, float]:
         metrics: dict[str, float] = {}
         with self.precision():
             for kind in stage.measures:
-                metrics |= measure(kind, context, self.measure_batches, self.ranks)
+                metrics |= measure(kind, learner, self.measure_batches, self.ranks)
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def precision(self) -> AbstractContextManager:
         """Autocast to bf16, or nothing, as the recipe has it."""
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.is_bf16())
+
+    def is_bf16(self) -> bool:
+        """Whether the recipe, on this device, asks for bf16."""
         wanted = self.recipe.precision
-        use = wanted == "bf16" or (wanted == "auto" and fast_at_bf16(self.ranks.device))
-        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=use)
+        return wanted == "bf16" or (wanted == "auto" and fast_at_bf16(self.ranks.device))
 
-    def _writer(self, stage: Stage, step: int) -> loop.Log:
-        from torch.utils.tensorboard import SummaryWriter
+    def log_folder(self, stage: str) -> Path:
+        return self.folder / "logs" / stage
 
-        return SummaryWriter(self.folder / "tensorboard" / stage.name, purge_step=step)
+    def _log(self, stage: Stage, context: Context, progress: loop.Progress) -> StageLog:
+        recipe, ranks = self.recipe.log, self.ranks
+        title, rate = f"{stage.name:>7} {stage.title}", self._flops_per_byte(stage, context)
+        meter = Meter(
+            ranks.device,
+            ranks.size,
+            self.peak if ranks.is_main else None,
+            num_bytes=progress.bytes,
+            seconds=progress.seconds,
+            waited=progress.waited,
+            flops=rate * progress.bytes,
+        )
+        name, config = f"{self.folder.name} {title.strip()}", dataclasses.asdict(self.recipe)
+        metrics = Metrics(
+            self.log_folder(stage.name),
+            title,
+            recipe,
+            is_main=ranks.is_main,
+            step=progress.step,
+            name=name,
+            config=config,
+        )
+        return StageLog(metrics, meter, recipe.every, lambda num_bytes: rate * num_bytes)
+
+    @cached_property
+    def peak(self) -> Peak:
+        """What a device could do at the most, for MFU."""
+        dtype = torch.bfloat16 if self.is_bf16() else torch.float32
+        return peak_flops(self.ranks.device, dtype, self.recipe.log.peak_tflops)
+
+    def _flops_per_byte(self, stage: Stage, context: Context) -> float:
+        """Of training, where text is cut as the held-out text is."""
+        batches, config = self.measure_batches, context.model.config
+        rows = Rows(
+            bytes=sum(batch.ids.shape[0] for batch in batches),
+            chunks=sum(batch.token_ids.shape[0] for batch in batches),
+            sequences=sum(batch.cu_seqlens.shape[0] - 1 for batch in batches),
+        )
+        if stage is TEACHER:
+            return next_token_flops(CoreSizes.of(config), rows).total / rows.bytes
+        distill = context.recipe.distill_weight > 0
+        return stage_flops(Sizes.of(config), stage.name, rows, distill=distill).total / rows.bytes
 
     # ------------------------------------------------------------------------------------------------------ scores
 
     def teacher_score(self) -> Score:
         """The teacher's log-likelihood of the held-out rows, along its own tokenization."""
-        head = self.teacher.get_output_embeddings().weight
+        teacher = self.placed_teacher
 
         def of_batch(batch: AlignedBatch) -> Score:
             num_bytes = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long() - 1
-            embeddings = token_embeddings(self.teacher, batch)
-            return token_score(self.teacher.base_model, head, embeddings, batch.token_ids, batch.token_cu, num_bytes)
+            hidden = teacher(batch)
+            return token_score(hidden, teacher.head, batch.token_ids, batch.token_cu, num_bytes)
 
         return self._score(of_batch)
 
@@ -257,10 +344,19 @@ class Run:
             return None
         return self._score(lambda batch: score(model, batch.ids, batch.cu_seqlens))
 
+    @torch.no_grad()
     def _score(self, of_batch: Callable[[AlignedBatch], Score]) -> Score:
+        """Scores of all rows, on every rank; the ranks share out the batches and run as many forward passes each."""
+        batches, size = self.score_batches, self.ranks.size
+        mine: list[Score] = []
         with self.precision():
-            scores = [of_batch(batch.to(self.ranks.device)) for batch in self.score_batches]
-        return Score(*(torch.cat(parts).cpu() for parts in zip(*scores, strict=True)))
+            for first in range(0, len(batches), size):
+                number = first + self.ranks.rank
+                scored = of_batch(batches[number if number < len(batches) else first].to(self.ranks.device))
+                if number < len(batches):
+                    mine.append(Score(*(part.cpu() for part in scored)))
+        scores = [scored for one in self.ranks.gather(mine) for scored in one]
+        return Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
 
 
 def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
@@ -330,9 +426,10 @@ def claim_folder(
     doomed = [*stages[stages.index(names[0]) :], "control"] if overwrite else []
     kept = [name for name in (*stages, "control") if name not in doomed and _pieces(folder, name)]
     mark, wanted = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if kept and mark.is_file() and (found := json.loads(mark.read_text())) != wanted:
+    if kept and mark.is_file() and (found := _decisive(json.loads(mark.read_text()))) != _decisive(wanted):
         raise UserError(
-            f"stage {kept[0]} in {folder} was made with other numbers ({first_difference(found, wanted)}): repeat "
+            f"stage {kept[0]} in {folder} was made with other numbers ({first_difference(found, _decisive(wanted))}): "
+            "repeat "
             "the flags it was started with, give another --out, or start all stages anew with --overwrite"
         )
     taken = [name for name in names if name in kept]
@@ -355,11 +452,17 @@ def claim_folder(
     partial_mark.replace(mark)
 
 
+def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without what has no part in the result."""
+    idle = ("log", "parallel", "checkpoint_seconds", "keep_checkpoints")
+    return {name: value for name, value in recipe.items() if name not in idle}
+
+
 def _pieces(folder: Path, name: str) -> list[Path]:
     """All that a stage has left: its result, its checkpoint, halves of either, its log."""
     stages = folder / "stages"
     names = [form for whole in (name, f"{name}.checkpoint") for form in (whole, f".{whole}.partial", f".{whole}.old")]
-    return [path for path in (*(stages / n for n in names), folder / "tensorboard" / name) if path.exists()]
+    return [path for path in (*(stages / n for n in names), folder / "logs" / name) if path.exists()]
 
 
 def first_difference(found: Any, wanted: Any, at: str = "") -> str:

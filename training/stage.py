@@ -16,12 +16,13 @@ import torch
 import transformers
 
 from models import ByteLM, generate
-from training import parallel, report
+from training import parallel, plan, report
 from training.checkpoint import read_summary, write_folder
-from training.errors import UserError
+from training.errors import Preempted, UserError
 from training.recipe import STAGES, Recipe, parse_duration, read_recipe, recipe_from
 from training.run import Run, claim_folder, load_student
 
+DATA_HELP = "files or globs (.txt .md .jsonl[.gz|.zst] .parquet), or datasets: hf:NAME, hf:NAME:CONFIG, hf:FOLDER"
 PROMPTS = ("Return the ", "The function ", "If the argument is ")
 
 
@@ -31,7 +32,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", default="quickstart", help="a name in training/recipes, or a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe's value")
     parser.add_argument("--teacher", metavar="PATH", help="a Hugging Face folder or a GGUF file")
-    parser.add_argument("--data", nargs="+", metavar="PATH", help="files or globs: .txt .md .jsonl[.gz|.zst] .parquet")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help=DATA_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="start the stage from this model")
     parser.add_argument("--budget", metavar="TIME", help="scale all training times to this sum, such as 3m")
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     again.add_argument("--overwrite", action="store_true", help="make the stages anew, and those after them")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="kept between runs")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
+    plan.add_flags(parser)
     return parser.parse_args(arguments)
 
 
@@ -52,7 +54,8 @@ def recipe_of(options: argparse.Namespace, folder: Path | None) -> Recipe:
         return recipe_from(json.loads(kept.read_text()))
     recipe = read_recipe(options.recipe, options.set)
     if options.teacher:
-        recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, path=options.teacher))
+        teacher = dataclasses.replace(recipe.teacher, path=options.teacher, config=None)  # its own files tell its sizes
+        recipe = dataclasses.replace(recipe, teacher=teacher)
     if options.data:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, paths=tuple(options.data)))
     return recipe.scaled(parse_duration(options.budget)) if options.budget else recipe
@@ -68,7 +71,9 @@ def run_stages(run: Run, names: Sequence[str], start: Path | None) -> tuple[Byte
         else:
             if model is None:
                 model = run.student_before(name, start if name == names[0] else None)
-            row = run.run_stage(name, model)
+            row = run.run_stage(name, model, start if name == names[0] else None)
+            if run.ranks.size > 1:
+                model = None
         rows.append(row)
     if model is None:
         model = load_student(run.stage_folder(names[-1]))
@@ -81,11 +86,11 @@ def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool
     if control:
         control_model, row = run.run_control()
         rows = [*rows, row]
+    teacher, student = run.teacher_score(), run.student_score(model)
+    control_score = run.student_score(control_model) if control_model else None
     if run.ranks.is_main:
-        teacher, student = run.teacher_score(), run.student_score(model)
         teacher_bpb = teacher.bits_per_byte()
         student_bpb = student.bits_per_byte() if student else None
-        control_score = run.student_score(control_model) if control_model else None
         written = [] if student is None else [generate(model, prompt, max_new_bytes=80) for prompt in PROMPTS]
         result = {
             "teacher_bpb": teacher_bpb,
@@ -118,11 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.control and options.stage != "all":
             raise UserError("--control compares with the whole curriculum: give --stage all")
         names = list(recipe.stage) if options.stage == "all" else [options.stage]
+        if plan.run_command(recipe, names, options):
+            return 0
         ranks = parallel.start(options.device)
         run = Run(recipe, options.out or Path("runs") / recipe.name, options.cache, ranks)
         run.check(names, options.start, options.control)
         if ranks.is_main:
-            modes = {"resume": options.resume, "overwrite": options.overwrite}
+            # A process that torchrun has started anew goes on with what it was at.
+            again = options.resume or parallel.restarts() > 0
+            modes = {"resume": again, "overwrite": options.overwrite and not again}
             claim_folder(recipe, run.folder, names, **modes, start=options.start)
         ranks.barrier()
         run.prepare()
@@ -131,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report_on(run, model, rows, options.control, began)
         elif ranks.is_main:
             print(report.stage_table(rows))
+    except Preempted as stopped:
+        print(f"stage.py: {stopped}: --resume goes on from there", file=sys.stderr, flush=True)
     except (UserError, OSError) as error:
         print(f"stage.py: {error}", file=sys.stderr, flush=True)
         # Peers may be waiting in a collective: without this they would wait for its time-out.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import score, token_score
-from models.core import use_packed
+from models.core import run_packed, use_packed
 from tests.models.conftest import packed_bytes, small_model, small_teacher
 
 
@@ -24,8 +24,8 @@ def test_token_score_is_the_teachers_own_cross_entropy():
         -teacher(input_ids=part[None], labels=part[None]).loss.item() * (len(part) - 1)
         for part in tokens.split([6, 11])
     ]
-    embeddings = teacher.get_input_embeddings()(tokens)
-    head = teacher.get_output_embeddings().weight
-    found = token_score(use_packed(teacher).base_model, head, embeddings, tokens, token_cu, torch.tensor([20, 30]))
+    embeddings, head = teacher.get_input_embeddings()(tokens), teacher.get_output_embeddings().weight
+    hidden = run_packed(use_packed(teacher).base_model, embeddings, token_cu)
+    found = token_score(hidden, head, tokens, token_cu, torch.tensor([20, 30]))
     assert found.log_likelihood.tolist() == pytest.approx(expected, abs=1e-4)
     assert found.bits_per_byte() == pytest.approx(-sum(expected) / math.log(2) / 50, abs=1e-5)

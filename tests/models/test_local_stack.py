@@ -84,3 +84,25 @@ def test_steps_from_bytes_are_the_forward_from_a_table(dtype):
         by_sequence = ids.unflatten(0, (3, 9))
         found = torch.stack([stack.step(encoder.embed(by_sequence[:, t]), states) for t in range(9)], 1)
     assert_close(found, expected)
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients():
+    model = small_model()
+    ids, cu_seqlens = packed_bytes([9, 30, 1])
+    found = []
+    for again in (False, True):
+        if again:
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+        model.train()
+        model.zero_grad()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss = model(ids, cu_seqlens).logits.square().sum()
+        loss.backward()
+        found.append((sum(kept), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (plain, expected), (checkpointed, gradients) = found
+    assert checkpointed < 0.7 * plain
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, expected[name]), name

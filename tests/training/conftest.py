@@ -1,7 +1,11 @@
-"""A small corpus, teacher and recipe that the training tests share."""
+"""A small corpus, teacher and recipe that the training tests share, and the command."""
 
+import os
 import random
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +95,8 @@ def teacher(tokenizer):
 TINY_RECIPE = """
 checkpoint_seconds = 0
 precision = "fp32"
+[log]
+every = 1
 [teacher]
 vocab_size = 300
 hidden_size = 32
@@ -101,7 +107,7 @@ intermediate_size = 48
 seconds = 1.0
 [data]
 window = 64
-batch_bytes = 512
+batch_bytes = 256
 global_batch_bytes = 512
 measure_bytes = 1024
 score_bytes = 2048
@@ -133,3 +139,19 @@ distill_weight = 0.1
 [control]
 lr = 1e-3
 """
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "training/stage.py"]
+
+
+def run(command, *arguments, expect=0):
+    """A command from the repository's root, on one thread; its output."""
+    done = subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, env=one_thread(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -10,7 +10,7 @@ from bytekernels import next_byte_targets
 from models import ByteLM, ByteLMConfig, score
 from training import objectives
 from training.data import Batches, held_out_batches
-from training.objectives import Context, measure
+from training.objectives import Context, Learner, Teacher, measure
 from training.parallel import Ranks
 from training.recipe import StageRecipe
 from training.stages import STAGES
@@ -25,7 +25,7 @@ def context(teacher, *, dechunk="hold", lookahead=True, draft_head=False, **numb
     )
     settings = dict(dechunk=dechunk, lookahead=lookahead, draft_head=draft_head)
     model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings, **sizes))
-    return Context(model, teacher, StageRecipe(lr=1e-3, bytes=1, **numbers))
+    return Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1, **numbers))
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_measures(teacher, corpus):
     found = {}
     for stage in STAGES.values():
         for kind in stage.measures:
-            found |= measure(kind, this, batches, ALONE)
+            found |= measure(kind, Learner(this), batches, ALONE)
     scores = [score(this.model, b.ids, b.cu_seqlens) for b in batches]
     bits = -sum(float(s.log_likelihood.sum()) for s in scores) / math.log(2) / sum(int(s.bytes.sum()) for s in scores)
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
@@ -165,7 +165,8 @@ def test_measures(teacher, corpus):
 def test_a_draft_head_is_measured_beside_the_bits_per_byte_and_not_in_them(teacher, corpus):
     batches = held_out_batches(corpus, window=64, batch_bytes=64, limit_bytes=1000)
     without, found = (
-        measure(objectives.NEXT_BYTE, context(teacher, draft_head=head), batches, ALONE) for head in (False, True)
+        measure(objectives.NEXT_BYTE, Learner(context(teacher, draft_head=head)), batches, ALONE)
+        for head in (False, True)
     )
     assert math.isnan(without["draft_accuracy"])
     assert {n: found[n] for n in ("cross_entropy", "bits_per_byte")} == {
@@ -181,7 +182,7 @@ def test_a_draft_head_is_measured_beside_the_bits_per_byte_and_not_in_them(teach
 
 def test_a_leaking_model_has_no_bits_per_byte(teacher, corpus):
     batches = held_out_batches(corpus, window=64, batch_bytes=64, limit_bytes=200)
-    found = measure(objectives.NEXT_BYTE, context(teacher, dechunk="lookahead"), batches, ALONE)
+    found = measure(objectives.NEXT_BYTE, Learner(context(teacher, dechunk="lookahead")), batches, ALONE)
     assert math.isnan(found["bits_per_byte"])
     assert found["cross_entropy"] > 0
 

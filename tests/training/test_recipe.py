@@ -1,11 +1,14 @@
 """Recipes: every shipped one reads, every mistake is named."""
 
 import dataclasses
+import json
+import tomllib
 
 import pytest
 
 from training.errors import UserError
-from training.recipe import RECIPES, STAGES, parse_duration, read_recipe
+from training.plan import Machine, plan_run
+from training.recipe import RECIPES, STAGES, LogRecipe, parse_duration, read_recipe
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
@@ -24,7 +27,25 @@ def test_paper_recipes_carry_the_papers_numbers(name):
     assert peaks == {
         "1.1": (1e-3, 0.2), "1.2": (2e-5, 0.01), "1.3": (1e-3, 0.1), "2.1": (1e-3, 0.1), "2.2": (2e-5, 0.01)
     }  # fmt: skip
-    assert recipe.stage["2.2"].lr_scale["encoder."] == 2.0
+    floors = {name: stage.floor for name, stage in recipe.stage.items()}
+    assert floors == {"1.1": 0.0, "1.2": 0.1, "1.3": 0.1, "2.1": 0.1, "2.2": 0.1}
+    assert recipe.stage["2.2"].lr_scale == dict.fromkeys(("encoder.", "router.", "dechunk.", "decoder."), 2.0)
+    assert recipe.stage["1.2"].direction == "reverse"
+    optimizer = recipe.optimizer
+    assert (optimizer.kind, optimizer.beta1, optimizer.beta2) == ("adamw", 0.9, 0.95)
+    assert (optimizer.weight_decay, optimizer.clip) == (0.1, 1.0)
+    sizes = recipe.model
+    assert (sizes.encoder_layers, sizes.decoder_layers, sizes.expand, sizes.head_dim) == (4, 4, 2, 64)
+    assert (sizes.conv_kernel, sizes.bridge_inner) == (4, 8192)
+
+
+@pytest.mark.parametrize("name", ["llama3.2-3b", "qwen3-4b", "olmo2-1b"])
+def test_paper_recipes_fit_eight_devices_of_80_gb(name):
+    recipe = read_recipe(name)
+    plan = plan_run(recipe, STAGES, Machine(8, memory=80 * 10**9))
+    assert plan.fits
+    for stage in plan.stages:
+        assert stage.batch_bytes * stage.accumulation * 8 == recipe.data.global_batch_bytes
 
 
 def test_overrides_are_toml_and_bare_words_are_strings():
@@ -50,6 +71,13 @@ def test_overrides_are_toml_and_bare_words_are_strings():
         (["teacher.seconds=0.0"], "teacher: seconds must be positive, got 0.0"),
         (["teacher.num_attention_heads=3"], "num_attention_heads must divide hidden_size 256"),
         (['stage."2.2".warmup=2.0'], "warmup is a share in .* got 2.0"),
+        (["parallel.shard=-1"], "parallel: shard must not be negative, got -1"),
+        (["parallel.compile=2"], "parallel.compile must be bool, got 2"),
+        (["teacher.config.hidden_size=64"], "teacher.config.model_type is missing"),
+        (["log.every=0"], "log: every must be positive, got 0"),
+        (["log.peak_tflops=0"], "log: peak_tflops must be positive, got 0.0"),
+        (["log.wandb="], "log: wandb names a project, got ''; leave it out for none"),
+        (["log.jsonl=1"], "log.jsonl must be bool, got 1"),
         (["optimizer.kind=sgd"], "kind must be adamw or muon, got 'sgd'"),
         (["model.dechunk=mean"], "model: .*dechunk must be one of hold, causal, lookahead, got 'mean'"),
         (["model.head_dim=7"], "model: .*head_dim must divide"),
@@ -60,6 +88,20 @@ def test_overrides_are_toml_and_bare_words_are_strings():
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message):
         read_recipe("quickstart", overrides)
+
+
+def test_a_teachers_sizes_must_be_positive():
+    with pytest.raises(UserError, match="teacher.config: num_hidden_layers must be positive, got 0"):
+        read_recipe("olmo2-1b", ["teacher.config.num_hidden_layers=0"])
+
+
+def test_documented_log_table_reads():
+    page = (RECIPES.parents[1] / "docs" / "metrics.md").read_text()
+    table = tomllib.loads(page.split("```toml\n")[1].split("```")[0])["log"]
+    log = read_recipe("quickstart", [f"log={{{', '.join(f'{k}={json.dumps(v)}' for k, v in table.items())}}}"]).log
+    assert dataclasses.asdict(log) == table
+    unset = dataclasses.asdict(LogRecipe())
+    assert all(table[name] == value for name, value in unset.items() if value is not None)
 
 
 def test_missing_recipe_lists_the_known_ones(tmp_path):
@@ -86,3 +128,17 @@ def test_durations():
     for wrong in ("", "m", "-3m", "3 weeks", "inf", "nan"):
         with pytest.raises(UserError, match="a duration is a positive number"):
             parse_duration(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (['data.paths=["a.txt"]', "data.stream=true", "data.limit_bytes=10"], "data: a stream reads on"),
+        (["data.streams=0"], "data: streams must be positive, got 0"),
+        (["data.shuffle_bytes=-1"], "data: shuffle_bytes must be positive, got -1"),
+        (["data.workers=-1"], "data: workers must be 0 or more, got -1"),
+    ],
+)
+def test_streams_are_checked(settings, message):
+    with pytest.raises(UserError, match=message):
+        read_recipe("quickstart", settings)

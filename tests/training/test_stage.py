@@ -1,36 +1,16 @@
-"""The command: the whole road in miniature, alone and under torchrun, killed and resumed; mistakes in one line."""
+"""The command: the whole road in miniature; mistakes in one line."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from models import ByteLM
-from tests.training.conftest import TINY_RECIPE
+from tests.training.conftest import COMMAND, TINY_RECIPE, run
 from training import stage
-from training.checkpoint import load_state, save_state
 from training.recipe import STAGES
 from training.run import load_student
-
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "training/stage.py"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "training/stage.py"]
-
-
-def run(command, *arguments, expect=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +37,7 @@ def test_all_stages_leave_a_report_a_model_and_curves(road):
     assert "draft_accuracy" not in report["stages"][-1]["after"]  # no draft head, nothing to say of it
     assert report["retention"] == pytest.approx(report["teacher_bpb"] / report["student_bpb"])
     assert 0 < report["student_bpb"] < 9
-    assert 0 < report["control_bpb"] < 9
+    assert 0 < report["control_bpb"] < 10  # after a second: near the 9 bits of a head that knows nothing
     assert len(report["continuations"]) == 3
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
     for shown in ("the teacher", "embedding alignment", "cosine", "precision", "retention", "bits/byte"):
@@ -119,61 +99,6 @@ def test_a_stage_starts_from_another_runs_model(road):
     assert torch.equal(model.router.q_proj.down.weight, load_student(folder / "a/stages/1.3").router.q_proj.down.weight)
     done = run(COMMAND, *start, "--out", folder / "wide", "--set", "model.width=32", expect=2)
     assert "has width 16, but the recipe and its teacher ask for 32" in done.stderr
-
-
-def test_the_whole_road_under_torchrun_from_a_cold_cache(road):
-    folder, what, _ = road
-    cold = [*what[:-1], folder / "cold"]
-    settings = ["--set", "checkpoint_seconds=0.05"]
-    run(TORCHRUN, "--stage", "all", *cold, "--out", folder / "two", *settings, "--control")
-    report = json.loads((folder / "two" / "report.json").read_text())
-    assert all(row["steps"] > 0 for row in report["stages"])
-    assert 0 < report["student_bpb"] < 9
-
-
-def test_each_stage_by_itself_under_torchrun(road):
-    folder, what, _ = road
-    for name in STAGES:
-        run(TORCHRUN, "--stage", name, *what, "--out", folder / "single")
-        assert json.loads((folder / "single" / "stages" / name / "complete.json").read_text())["steps"] > 0
-
-
-def test_two_ranks_take_the_step_of_one(road, tmp_path):
-    """Two ranks with half the batch each and one rank with two micro-batches move the weights alike."""
-    _, what, _ = road
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(TINY_RECIPE.replace("bytes = 512", "bytes = 256").replace("\nbytes = 2048", "\nbytes = 1500"))
-    what = ["--recipe", recipe, *what[2:], "--set", "teacher.seconds=0.2", "--set", "data.global_batch_bytes=512"]
-    models = []
-    for command, name in ((COMMAND, "one"), (TORCHRUN, "two")):
-        run(command, "--stage", "1.1", *what, "--out", tmp_path / name)
-        models.append(load_student(tmp_path / name / "stages" / "1.1"))
-    steps = [json.loads((tmp_path / n / "stages/1.1/complete.json").read_text()) for n in ("one", "two")]
-    assert steps[0]["steps"] == steps[1]["steps"] > 1
-    assert steps[0]["bytes"] == steps[1]["bytes"]
-    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-        torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-3, msg=name)
-
-
-def test_a_killed_run_resumes(road):
-    folder, what, _ = road
-    out = folder / "killed"
-    arguments = ["--stage", "1.1", *what, "--out", out, "--set", 'stage."1.1".seconds=1e3']
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=ROOT, **quiet)
-    checkpoint = out / "stages" / "1.1.checkpoint"
-    deadline = time.monotonic() + 120
-    while not (checkpoint / "complete.json").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    state = load_state(checkpoint)
-    steps = state["progress"]["step"]
-    state["progress"]["seconds"] = 999.9  # as if its thousand seconds were nearly over
-    save_state(checkpoint, state, {})
-    run(COMMAND, *arguments, "--resume")
-    row = json.loads((out / "stages" / "1.1" / "complete.json").read_text())
-    assert row["steps"] > steps >= 1
 
 
 @pytest.mark.parametrize(

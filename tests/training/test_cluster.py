@@ -1,0 +1,203 @@
+"""Under torchrun: two processes walk the road of one; they are killed, stopped and resumed, by as many or by others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.conftest import COMMAND, ROOT, TINY_RECIPE, one_thread, run
+from training.meter import READINGS
+from training.recipe import STAGES
+from training.run import load_student
+from training.sinks import JSONL
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PAIR = [*TORCHRUN, "training/stage.py"]
+STEPS = 21  # of every stage; the first has more, so that there is time to kill it
+FIRST_STEPS = 60
+PATIENCE = 240  # seconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def what(tmp_path_factory):
+    """The flags that say what is run: the tiny recipe, with a snapshot after every step."""
+    folder = tmp_path_factory.mktemp("cluster")
+    recipe = folder / "tiny.toml"
+    longer = TINY_RECIPE.replace("\nbytes = 2048", f"\nbytes = {STEPS * 500}").replace("seconds = 1.0", "seconds = 0.5")
+    recipe.write_text(longer)
+    text = folder / "text.md"
+    text.write_text("\n\n".join(f"Sentence number {i} is about {i % 7} things.\n" * 40 for i in range(400)))
+    first = ["--set", f'stage."1.1".bytes={FIRST_STEPS * 500}']
+    return ["--recipe", recipe, "--data", text, "--cache", folder / "cache", *first]
+
+
+@pytest.fixture(scope="module")
+def alone(what, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(COMMAND, "--stage", "all", *what, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pair(what, alone, tmp_path_factory):
+    """Two processes, after one has made the teacher and the corpus."""
+    out = tmp_path_factory.mktemp("pair") / "run"
+    done = run(PAIR, "--stage", "all", *what, "--out", out)
+    assert "retention" in done.stdout
+    return out
+
+
+def lines(out: Path, stage: str) -> list[dict]:
+    return [json.loads(line) for line in (out / "logs" / stage / JSONL).read_text().splitlines()]
+
+
+def weights(out: Path, stage: str = "1.1") -> dict[str, torch.Tensor]:
+    return load_student(out / "stages" / stage).state_dict()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_have_the_losses_of_one(alone, pair, stage):
+    """At the same global batch: two micro-batches on one process, one on each of two."""
+    ours, theirs = lines(alone, stage), lines(pair, stage)
+    assert len(ours) == len(theirs) >= 20
+    for one, two in zip(ours, theirs, strict=True):
+        assert one["bytes"] == two["bytes"]
+        for name in set(one) - {"time", "seconds", *READINGS}:  # fmt: skip
+            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
+
+
+def test_two_processes_report_what_one_does(alone, pair):
+    ours, theirs = (json.loads((out / "report.json").read_text()) for out in (alone, pair))
+    assert theirs["teacher_bpb"] == pytest.approx(ours["teacher_bpb"], rel=1e-6)
+    assert theirs["student_bpb"] == pytest.approx(ours["student_bpb"], rel=1e-3)
+    assert theirs["scored_bytes"] == ours["scored_bytes"]
+    for one, two in zip(ours["stages"], theirs["stages"], strict=True):
+        assert (one["trained"], one["steps"], one["bytes"]) == (two["trained"], two["steps"], two["bytes"])
+
+
+def start(command, *arguments) -> subprocess.Popen:
+    """In a group of its own, so that all of its processes can be killed."""
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], cwd=ROOT, env=one_thread(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
+    """Until a snapshot of at least that step is whole."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        whole = [path.parent.name for path in out.glob("stages/1.1.checkpoint/step-*/complete.json")]
+        if any(int(name[5:]) >= step for name in whole):
+            return
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        time.sleep(0.01)
+    raise AssertionError(f"no snapshot of step {step} within {PATIENCE} s")
+
+
+def stop(process: subprocess.Popen) -> str:
+    """Tell a job's workers to stop, as a cluster does; what it printed before it ended well."""
+    for worker in workers_of(process.pid):
+        os.kill(worker, signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output[-4000:]
+    assert "told to stop after step" in output
+    return output
+
+
+def workers_of(launcher: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+def test_a_killed_worker_is_restarted_and_the_job_ends_with_the_same_bits(what, pair, tmp_path):
+    restarting = [*TORCHRUN, "--max-restarts", "1", "training/stage.py"]
+    process = start(restarting, "--stage", "1.1", *what, "--out", tmp_path / "run")
+    wait_for_step(tmp_path / "run", 3, process)
+    os.kill(workers_of(process.pid)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output[-4000:]
+    assert_same_bits(tmp_path / "run", pair)
+
+
+def test_a_worker_that_dies_ends_the_job(what, tmp_path):
+    process = start(PAIR, "--stage", "1.1", *what, "--out", tmp_path / "run")
+    wait_for_step(tmp_path / "run", 3, process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert not (tmp_path / "run" / "stages" / "1.1").exists()
+
+
+def test_a_killed_job_resumes_with_the_same_bits(what, pair, tmp_path):
+    arguments = ["--stage", "1.1", *what, "--out", tmp_path / "run"]
+    process = start(PAIR, *arguments)
+    wait_for_step(tmp_path / "run", 5, process)
+    for one in (*workers_of(process.pid), process.pid):
+        os.kill(one, signal.SIGKILL)
+    process.communicate()
+    run(PAIR, *arguments, "--resume")
+    assert_same_bits(tmp_path / "run", pair)
+
+
+def assert_same_bits(out: Path, other: Path) -> None:
+    theirs = weights(other)
+    for name, value in weights(out).items():
+        assert torch.equal(value, theirs[name]), name
+    assert [line["step"] for line in lines(out, "1.1")] == [line["step"] for line in lines(other, "1.1")]
+
+
+def test_two_processes_then_one_then_two(what, pair, tmp_path):
+    """Each of the first two is told to stop, leaves a checkpoint and ends well; the others go on from it."""
+    arguments = ["--stage", "1.1", *what, "--out", tmp_path / "run"]
+    process = start(PAIR, *arguments)
+    wait_for_step(tmp_path / "run", 3, process)
+    stop(process)
+
+    process = start(COMMAND, *arguments, "--resume")
+    before = max(int(path.name[5:]) for path in (tmp_path / "run/stages/1.1.checkpoint").glob("step-*"))
+    wait_for_step(tmp_path / "run", before + 3, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output[-4000:]
+    assert "--resume goes on from there" in output
+
+    run(PAIR, *arguments, "--resume")
+    theirs = weights(pair)
+    for name, value in weights(tmp_path / "run").items():
+        torch.testing.assert_close(value, theirs[name], atol=2e-5, rtol=1e-3, msg=name)
+    for one, two in zip(lines(pair, "1.1"), lines(tmp_path / "run", "1.1"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-5)
+
+
+def test_in_bf16_repeated_and_with_activations_computed_again(what, alone, tmp_path):
+    """A copy of the model on each process, blocks in bf16: the losses of float32, within bf16's rounding."""
+    arguments = ["--stage", "1.2", *what, "--out", tmp_path / "run", "--from", alone / "stages" / "1.1"]
+    settings = ["precision=bf16", "parallel.shard=1", "parallel.checkpoint_activations=true"]
+    run(PAIR, *arguments, *(word for setting in settings for word in ("--set", setting)))
+    ours, theirs = lines(alone, "1.2"), lines(tmp_path / "run", "1.2")
+    assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], rel=0.05)
+    assert theirs[0]["loss"] != ours[0]["loss"]
+
+
+def test_text_that_is_streamed(what, tmp_path):
+    """Two processes that are told to stop go on where the stream was, and read what one does."""
+    records = [json.dumps({"text": f"Sentence number {i} is about {i % 7} things.\n" * 20}) for i in range(800)]
+    for part in range(4):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(records[part::4]))
+    streamed = [tmp_path / "*.jsonl" if word == what[3] else word for word in what]
+    streamed += ["--set", "data.stream=true", "--set", "data.streams=4", "--set", "data.workers=1"]
+    run(COMMAND, "--stage", "1.1", *streamed, "--out", tmp_path / "one")
+    arguments = ["--stage", "1.1", *streamed, "--out", tmp_path / "two"]
+    process = start(PAIR, *arguments)
+    wait_for_step(tmp_path / "two", 3, process)
+    stop(process)
+    run(PAIR, *arguments, "--resume")
+    ours, theirs = lines(tmp_path / "one", "1.1"), lines(tmp_path / "two", "1.1")
+    assert [line["bytes"] for line in theirs] == [line["bytes"] for line in ours]
+    assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], rel=1e-5)

@@ -1,0 +1,92 @@
+"""A run's result as a Hugging Face folder: ``python training/export.py RUN OUT``."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works without an install
+
+import torch
+from torch import Tensor
+
+from models import ByteLM
+from training.checkpoint import read_summary, write_folder
+from training.errors import UserError
+from training.parallel import Ranks
+from training.recipe import STAGES
+from training.run import load_student
+from training.snapshot import Saved, Snapshots
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="export.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("out", type=Path, help="the folder to be made")
+    parser.add_argument("--stage", choices=STAGES, help="whose result (default: the last finished stage's)")
+    parser.add_argument(
+        "--checkpoint", action="store_true", help="the newest checkpoint of --stage, which has not finished"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    return parser.parse_args(arguments)
+
+
+def finished(run: Path) -> list[str]:
+    """The stages of a run that have a result, in their order."""
+    return [name for name in STAGES if read_summary(run / "stages" / name) is not None]
+
+
+def model_of(run: Path, stage: str | None, checkpoint: bool) -> ByteLM:
+    """The model to be exported.
+
+    Raises:
+        UserError: the run has no such result, or no such checkpoint.
+    """
+    done = finished(run)
+    if not checkpoint:
+        if stage is None and not done:
+            raise UserError(f"{run} has no finished stage: give a run's folder, or --checkpoint with --stage")
+        name = stage or done[-1]
+        if name not in done:
+            raise UserError(f"stage {name} of {run} is not finished (finished: {', '.join(done) or 'none'})")
+        return load_student(run / "stages" / name)
+    if stage is None:
+        raise UserError("--checkpoint needs --stage: whose checkpoint is it to be?")
+    snapshots = Snapshots(run / "stages" / f"{stage}.checkpoint", Ranks(0, 1, torch.device("cpu")))
+    origin = snapshots.about().get("origin")
+    before = [name for name in done if name < stage]
+    if origin is None:
+        raise UserError(f"stage {stage} of {run} has no checkpoint")
+    if not origin and not before:
+        raise UserError(f"stage {stage} began with a fresh model, which only its result holds: let it finish")
+    model = load_student(Path(origin) if origin else run / "stages" / before[-1])
+    parameters = {f"model/{name}": value for name, value in model.state_dict().items()}
+
+    def blank(saved: Mapping[str, Saved]) -> dict[str, Tensor]:
+        return {name: parameters[name] for name in saved if name in parameters}
+
+    snapshots.load(blank)
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        if options.out.exists() and not options.overwrite:
+            raise UserError(f"{options.out} is there already: --overwrite to replace it")
+        model = model_of(options.run, options.stage, options.checkpoint)
+        if model.config.token_head:
+            model.drop_token_head()
+        write_folder(options.out, model.to(DTYPES[options.dtype]).save_pretrained, {})
+    except (UserError, OSError) as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters in {options.dtype}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
