@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif ranks.is_main:
             print(report.stage_table(rows))
     except Preempted as stopped:
-        print(f"stage.py: {stopped}: --resume goes on from there", file=sys.stderr, flush=True)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"stage.py: {stopped}: --resume goes on from there", file=sys.stderr, flush=True)
     except (UserError, OSError) as error:
         print(f"stage.py: {error}", file=sys.stderr, flush=True)
         # Peers may be waiting in a collective: without this they would wait for its time-out.
