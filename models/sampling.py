@@ -79,13 +79,13 @@ class Draws:
         self.counters = torch.zeros_like(self._seeds)
         penalised = any(s.repetition_penalty != 1 for s in settings)
         self.seen = torch.zeros(len(settings), 256, dtype=torch.bool, device=device) if penalised else None
-        self._barred = torch.zeros(256, device=device)
-        self._barred[BOS] = -torch.inf
+        self._barred = torch.zeros(512, device=device)
+        self._barred[[BOS, BOS + 256]] = -torch.inf
 
     def pairs(self, logits: Tensor, active: Tensor) -> Tensor:
         """Draw a byte, or a byte and its bit, from logits [S, 256] or [S, 512]: int64 [S]; BOS is never drawn."""
         halves = logits.shape[1] // 256
-        logits = logits.float() + self._barred.repeat(halves)
+        logits = logits.float() + self._barred[: logits.shape[1]]
         if self.seen is not None:
             penalised = torch.where(logits > 0, logits / self._penalty, logits * self._penalty)
             logits = torch.where(self.seen.repeat(1, halves), penalised, logits)
