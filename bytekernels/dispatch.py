@@ -140,19 +140,6 @@ def _triton_refusal(*args: Any) -> str | None:
     return f"takes float32 alone on the CPU, got {', '.join(narrow)}" if narrow else None
 
 
-def define(name: str, function: Callable[..., Any]) -> torch._ops.OpOverload:
-    """The op ``bytekernels::name``, computed by the function, whose annotations are the schema.
-
-    As ``torch.library.custom_op`` makes it, but for what that adds to each call: for a batch of eight rows on a CPU it
-    is as much as a norm takes. The function must return new tensors and change none.
-    """
-    qualified = f"bytekernels::{name}"
-    schema = torch.library.infer_schema(function, mutates_args=())
-    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(qualified, "default", function)
-    return getattr(torch.ops.bytekernels, name).default
-
-
 def vjp(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     primals: Sequence[Any],
@@ -203,7 +190,7 @@ def register_gradients(op: Any, backward_op: Callable[..., list[Tensor]]) -> Non
     """Make ``backward_op`` the autograd formula of the custom op ``op``.
 
     Args:
-        op: a ``torch.library.custom_op``, or what :func:`define` made.
+        op: a ``torch.library.custom_op``.
         backward_op: called with the gradients of op's outputs, then op's inputs; returns the gradients of those inputs
             that are floating-point tensors, in order (:func:`vjp`).
     """
@@ -221,7 +208,7 @@ def register_gradients(op: Any, backward_op: Callable[..., list[Tensor]]) -> Non
         gradients = iter(backward_op(*(cotangent.contiguous() for cotangent in cotangents), *inputs))
         return tuple(next(gradients) if _is_floating(value) else None for value in inputs)
 
-    torch.library.register_autograd(op, backward, setup_context=setup_context)
+    op.register_autograd(backward, setup_context=setup_context)
 
 
 def _is_floating(value: Any) -> bool:

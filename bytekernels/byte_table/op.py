@@ -12,14 +12,12 @@ _byte_table = dispatch.Dispatch("byte_table", **_implementations)
 _byte_table_backward = dispatch.Dispatch("byte_table_backward", **_implementations)
 
 
-def _look_up(ids: Tensor, table: Tensor) -> Tensor:
+@torch.library.custom_op("bytekernels::byte_table", mutates_args=())
+def byte_table_op(ids: Tensor, table: Tensor) -> Tensor:
     return _byte_table(ids, table)
 
 
-byte_table_op = dispatch.define("byte_table", _look_up)
-
-
-@torch.library.register_fake("bytekernels::byte_table")
+@byte_table_op.register_fake
 def _(ids: Tensor, table: Tensor) -> Tensor:
     return table.new_empty(ids.shape[0], table.shape[1])
 
@@ -43,7 +41,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
     return None, byte_table_backward_op(dy.contiguous(), ids)
 
 
-torch.library.register_autograd(byte_table_op, _backward, setup_context=_setup_context)
+byte_table_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def byte_table(ids: Tensor, table: Tensor) -> Tensor:

@@ -49,14 +49,12 @@ _gated_rms_norm = _dispatch("gated_rms_norm", _why_not_native_gate)
 _gated_rms_norm_backward = _dispatch("gated_rms_norm_backward", _why_not_native_gate)
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+@torch.library.custom_op("bytekernels::rms_norm", mutates_args=())
+def rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _rms_norm(x, weight, eps).contiguous()
 
 
-rms_norm_op = dispatch.define("rms_norm", _norm)
-
-
-@torch.library.register_fake("bytekernels::rms_norm")
+@rms_norm_op.register_fake
 def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -71,15 +69,13 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> list[Tensor]:
     return dispatch.fake_gradients((x, weight))
 
 
-def _add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("bytekernels::add_rms_norm", mutates_args=())
+def add_rms_norm_op(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     y, total = _add_rms_norm(x, residual, weight, eps)
     return y.contiguous(), total.contiguous()
 
 
-add_rms_norm_op = dispatch.define("add_rms_norm", _add_and_norm)
-
-
-@torch.library.register_fake("bytekernels::add_rms_norm")
+@add_rms_norm_op.register_fake
 def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), residual.new_empty(residual.shape)
 

@@ -39,10 +39,14 @@ def _draw(
     return drawn
 
 
-sample_op = dispatch.define("sample", _draw)
+# Defined by hand, as torch.library.custom_op would take longer than the draws of a small batch do on a CPU.
+_SAMPLE = "bytekernels::sample"
+torch.library.define(_SAMPLE, torch.library.infer_schema(_draw, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+torch.library.impl(_SAMPLE, "default", _draw)
+sample_op = torch.ops.bytekernels.sample.default
 
 
-@torch.library.register_fake("bytekernels::sample")
+@torch.library.register_fake(_SAMPLE)
 def _(logits: Tensor, seeds: Tensor, *_: Tensor) -> Tensor:
     return seeds.new_empty(seeds.shape)
 
