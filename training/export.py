@@ -56,17 +56,20 @@ def model_of(run: Path, stage: str | None, checkpoint: bool) -> ByteLM:
     if stage is None:
         raise UserError("--checkpoint needs --stage: whose checkpoint is it to be?")
     snapshots = Snapshots(run / "stages" / f"{stage}.checkpoint", Ranks(0, 1, torch.device("cpu")))
-    origin = snapshots.about().get("origin")
-    before = [name for name in done if name < stage]
-    if origin is None:
+    origin = snapshots.about().get("origin", "")
+    if not origin:
         raise UserError(f"stage {stage} of {run} has no checkpoint")
-    if not origin and not before:
-        raise UserError(f"stage {stage} began with a fresh model, which only its result holds: let it finish")
-    model = load_student(Path(origin) if origin else run / "stages" / before[-1])
+    start = Path(origin) if Path(origin).is_absolute() else run / "stages" / origin.removeprefix("stage ")
+    if read_summary(start) is None and not (start / "config.json").is_file():
+        raise UserError(f"stage {stage} began with {origin}, which is not there any more: let it finish")
+    model = load_student(start)
     parameters = {f"model/{name}": value for name, value in model.state_dict().items()}
 
     def blank(saved: Mapping[str, Saved]) -> dict[str, Tensor]:
-        return {name: parameters[name] for name in saved if name in parameters}
+        learnt = [name for name in saved if name.startswith("model/")]
+        if unknown := [name for name in learnt if name not in parameters]:
+            raise UserError(f"the checkpoint has {unknown[0]}, which {start} has not: let the stage finish")
+        return {name: parameters[name] for name in learnt}
 
     snapshots.load(blank)
     return model

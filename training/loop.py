@@ -3,13 +3,14 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from bytekernels import AlignedBatch
@@ -104,6 +105,7 @@ def train(
     checkpoint_seconds: float,
     log: Callable[[Progress], AbstractContextManager[Log]],
     origin: str = "",
+    told: Sequence[int] = (),
 ) -> Progress:
     """Train until the stage's bytes or seconds are used up, from its last snapshot if there is one.
 
@@ -121,11 +123,12 @@ def train(
         checkpoint_seconds: training time between snapshots.
         log: makes a log that continues from where the stage is.
         origin: where all other parameters come from; a snapshot of a stage with another origin is refused.
+        told: is not empty once this process has been told to stop (:func:`told_to_stop`).
 
     Raises:
         UserError: a snapshot is damaged, of other data, or can't be written; loss or gradient is not finite in more
             than ``optimizer.max_skipped`` steps in a row.
-        Preempted: SIGTERM came; a snapshot has been written.
+        Preempted: a process was told to stop; a snapshot has been written.
     """
     mover = make_optimizer(named, optimizer, stage)
     ahead = Prefetcher(batches, ranks.device)
@@ -136,11 +139,11 @@ def train(
         _save(snapshots, named, mover, ahead, progress, ranks, origin)
 
     model.train()
-    with ahead, log(progress) as report, _told_to_stop() as told:
+    with ahead, log(progress) as report:
         while (fraction := _fraction(stage, progress.bytes, seconds)) < 1:
             began = time.monotonic()
             rate = learning_rate(stage, fraction)
-            sums = _accumulate(objective, ahead, accumulation, precision)
+            sums = _accumulate(model, objective, ahead, accumulation, precision)
             step = _step(sums, named, mover, rate, optimizer.clip, ranks, seconds=progress.seconds, stop=bool(told))
             progress.step += 1
             progress.bytes += step.num_bytes
@@ -172,7 +175,7 @@ def train(
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[list[int]]:
+def told_to_stop() -> Iterator[list[int]]:
     """A list that is empty until SIGTERM comes, which is then not deadly. Threads other than the first can't listen."""
     told: list[int] = []
     try:
@@ -202,13 +205,22 @@ class _Sums(NamedTuple):
 
 
 def _accumulate(
-    objective: Callable[[AlignedBatch], Loss], batches: Prefetcher, accumulation: int, precision: AbstractContextManager
+    model: nn.Module,
+    objective: Callable[[AlignedBatch], Loss],
+    batches: Prefetcher,
+    accumulation: int,
+    precision: AbstractContextManager,
 ) -> _Sums:
-    """Gradients of a step's batches, added up. The host waits for nothing."""
+    """Gradients of a step's batches, added up. The host waits for nothing.
+
+    Copies of a model (replicate x shard) share their gradients at the last batch alone.
+    """
     count: Tensor | float = 0.0
     parts: dict[str, Tensor] = {}
     num_bytes = 0
-    for _ in range(accumulation):
+    for number in range(1, accumulation + 1):
+        if isinstance(model, FSDPModule):
+            model.set_requires_all_reduce(number == accumulation)
         batch = next(batches)
         num_bytes += batch.ids.shape[0]
         with precision:
@@ -232,16 +244,17 @@ def _step(
     seconds: float,
     stop: bool,
 ) -> Step:
-    """Share the sums, then move the weights, on every rank alike: one collective, and one wait for the device."""
+    """Share the sums, then move the weights, on every rank alike, with one wait for the device."""
     gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     shared = [sums.count, *sums.parts.values()]
     device = sums.count.device
-    own = torch.tensor([sums.num_bytes, stop, seconds if ranks.is_main else 0.0], dtype=torch.float64).to(device)
-    totals = ranks.sum_(torch.cat([torch.stack([value.double() for value in shared]), own]))
-    count, *parts, num_bytes, stops, clock, raw_norm = torch.cat([totals, norm.double()[None]]).tolist()
+    own = torch.tensor([sums.num_bytes, stop, seconds * ranks.is_main], dtype=torch.float64).to(device)
+    norm = norm.double() if ranks.is_main else torch.zeros_like(norm, dtype=torch.float64)  # copies may round otherwise
+    totals = ranks.sum_(torch.cat([torch.stack([value.double() for value in shared]), own, norm[None]]))
+    count, *parts, num_bytes, stops, clock, raw_norm = totals.tolist()
     # FSDP has averaged the ranks' gradients of sums; what is wanted is the sum over ranks, by item.
     factor = ranks.size / count if count else math.nan
     grad_norm = raw_norm * factor
@@ -296,8 +309,8 @@ def _restore(
     tensors, about = loaded
     if about["origin"] != origin:
         raise UserError(
-            f"checkpoint {snapshots.newest()} goes on from {about['origin'] or 'a fresh model'}, not from "
-            f"{origin or 'a fresh model'}: give the same --from, or --overwrite"
+            f"checkpoint {snapshots.newest()} goes on from {about['origin']}, not from {origin}: give the same --from, "
+            "or --overwrite"
         )
     mover.restore({name[10:]: value for name, value in tensors.items() if name.startswith("optimizer/")})
     try:

@@ -37,6 +37,11 @@ class Teacher(nn.Module):
         embeddings = self.model.get_input_embeddings()(batch.token_ids)
         return run_packed(self.model.base_model, embeddings, batch.token_cu) if hidden else embeddings
 
+    def narrow(self, dtype: torch.dtype) -> None:
+        """Keep the parameters in a narrower dtype. Buffers stay: rotary frequencies would lose their angles."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
     @property
     def head(self) -> Tensor:
         """[V, d_core], the token head's weight, which may be read after a forward pass."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -62,7 +63,7 @@ class Ranks:
             dist.barrier(group=self.waiting)
 
     def mesh(self, shard: int) -> DeviceMesh:
-        """All ranks in two dimensions, (replicate, shard).
+        """All ranks in two dimensions, (replicate, shard), or in one where no part is repeated.
 
         Args:
             shard: ranks that hold a model's parts between them; 0 for all of them.
@@ -71,6 +72,8 @@ class Ranks:
             UserError: it does not divide the number of ranks.
         """
         shard = shard or self.size
+        if shard == self.size:
+            return init_device_mesh(self.device.type, (shard,), mesh_dim_names=("shard",))
         if self.size % shard:
             raise UserError(
                 f"parallel.shard={shard} does not divide the {self.size} processes: use a divisor, or 0 for all of them"
@@ -93,6 +96,11 @@ def start(device: str | None = None) -> Ranks:
         if size > 1 and kind != "cuda":
             raise UserError(f"--device {kind}: torchrun gives each process its own device; use --device cuda")
         where = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
+        if (where.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"{where} is not there: this machine has {torch.cuda.device_count()} CUDA devices, and torchrun's "
+                "--nproc-per-node must be no more"
+            )
         torch.cuda.set_device(where)
     elif kind == "cpu":
         where = torch.device("cpu")
@@ -101,11 +109,13 @@ def start(device: str | None = None) -> Ranks:
     if size == 1:
         return Ranks(rank, size, where)
     if not dist.is_initialized():
-        # torchrun's workers share its agent's store, where a restarted one would find the addresses of the dead.
+        # torchrun's workers may share its agent's store, where a restarted one would find the addresses of the dead.
+        # Agents count their own restarts only: with several nodes it must not be shared at all (docs/cluster.md).
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=COLLECTIVES)))
-        attempt = dist.PrefixStore(f"attempt {restarts()}", store)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = dist.PrefixStore(f"attempt {restarts()}", store)
         backend = "nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=COLLECTIVES)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVES)
     waiting, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
     return Ranks(rank, size, where, waiting, saving)
 
@@ -113,6 +123,19 @@ def start(device: str | None = None) -> Ranks:
 def restarts() -> int:
     """How often torchrun has started this process anew."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def is_restarted(folder: Path) -> bool:
+    """Whether this process's torchrun has begun this run before. To be asked once, by the first process.
+
+    Args:
+        folder: of the run, in which the job's name is kept.
+    """
+    job, kept = os.environ.get("TORCHELASTIC_RUN_ID", "none"), folder / ".job"
+    before = kept.read_text() if kept.is_file() else "none"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(job)
+    return restarts() > 0 or job == before != "none"
 
 
 def finish() -> None:
@@ -132,7 +155,7 @@ def shard_(root: nn.Module, mesh: DeviceMesh, narrow: torch.dtype | None, keep: 
 
     Args:
         root: its parameters must be the same on every rank; they may be on the host, and go to the mesh's devices.
-        mesh: (replicate, shard); parameters are cut over the second dimension and repeated over the first.
+        mesh: (shard,) or (replicate, shard); parameters are cut over the one and repeated over the other.
         narrow: blocks are gathered, and compute, in this dtype beside fp32 masters; None for the masters' own.
         keep: blocks of these classes keep the masters' dtype all the same, as do the root's own parameters.
     """

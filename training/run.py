@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from bytekernels import AlignedBatch
@@ -49,10 +50,11 @@ class Run:
         folder: where its results go.
         cache: where the teacher and the prepared text are kept between runs.
         ranks: this process among its peers.
+        told: is not empty once this process has been told to stop.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, cache: Path, ranks: Ranks) -> None:
-        self.recipe, self.folder, self.ranks = recipe, folder, ranks
+    def __init__(self, recipe: Recipe, folder: Path, cache: Path, ranks: Ranks, told: Sequence[int] = ()) -> None:
+        self.recipe, self.folder, self.ranks, self.told = recipe, folder, ranks, told
         self.sources = Sources(recipe, cache, ranks)
         self.teacher_row: dict[str, Any] | None = None
 
@@ -81,28 +83,33 @@ class Run:
         """
         teacher = self.teacher
         if self.ranks.device.type == "cuda" and self.is_bf16():
-            teacher = teacher.to(torch.bfloat16)
+            teacher.narrow(torch.bfloat16)
         return self._place(teacher)
 
     def _place(self, module: Any, narrow: torch.dtype | None = None) -> Any:
         """A module on this process's device, or cut over those of all processes."""
         if self.ranks.size == 1:
             return module.to(self.ranks.device)
-        shard_(module, self.ranks.mesh(self.recipe.parallel.shard), narrow, keep=(Block,))
+        shard_(module, self._mesh, narrow, keep=(Block,))
         return module
+
+    @cached_property
+    def _mesh(self) -> DeviceMesh:
+        return self.ranks.mesh(self.recipe.parallel.shard)
 
     def _own_teacher(self) -> PreTrainedModel:
         data, recipe = self.recipe.data, self.recipe.teacher
         batch = (data.window, data.batch_bytes, data.global_batch_bytes)
         key = fingerprint(self.corpus.fingerprint, recipe, batch, self.recipe.optimizer, self.recipe.seed)
         folder = self.sources.cache / f"teacher-{key}"
-        if read_summary(folder) is None:
+        self.teacher_row = self.result_of(folder)
+        if self.teacher_row is None:
             tokenizer = self.sources.own_tokenizer()
             torch.manual_seed(self.recipe.seed)
             model = use_packed(small_llama(tokenizer, **recipe.sizes))
             schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
             self._train(TEACHER, Context(model, None, schedule), folder, tokenizer=tokenizer)
-        self.teacher_row = read_summary(folder)
+            self.teacher_row = self.result_of(folder)
         return load_teacher(folder)[0]
 
     @cached_property
@@ -123,6 +130,13 @@ class Run:
 
     def stage_folder(self, name: str) -> Path:
         return self.folder / "stages" / name
+
+    def result_of(self, folder: Path) -> dict[str, Any] | None:
+        """The summary of a stage that has finished, as the first process sees it, on every rank."""
+        row = None
+        if self.ranks.is_main and (row := read_summary(folder)) is not None:
+            shutil.rmtree(_checkpoint_of(folder), ignore_errors=True)  # of a run that was killed before it could
+        return self.ranks.gather(row)[0]
 
     def check(self, names: Sequence[str], start: Path | None, control: bool) -> None:
         """Find out before any work whether these stages can be run.
@@ -169,7 +183,9 @@ class Run:
         With several processes the model is cut over them, and is no use afterwards: load it from the stage's folder.
         """
         context = Context(model, self.placed_teacher, self.recipe.stage[name])
-        return self._train(STAGES[name], context, self.stage_folder(name), origin=str(start.resolve()) if start else "")
+        before = self._before(name)
+        origin = str(start.resolve()) if start else f"stage {before}" if before else "a fresh model"
+        return self._train(STAGES[name], context, self.stage_folder(name), origin=origin)
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -178,7 +194,7 @@ class Run:
             UserError: the recipe has no control, or stages that are not measured in seconds.
         """
         recipe, folder = self._control_recipe(), self.stage_folder("control")
-        if (row := read_summary(folder)) is not None:
+        if (row := self.result_of(folder)) is not None:
             return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
         torch.manual_seed(self.recipe.seed + 1)
         model = ByteLM(self._student_config())
@@ -198,9 +214,10 @@ class Run:
     ) -> dict[str, Any]:
         """Train, measure before and after, and write the result; its row is the folder's summary."""
         model, learner = context.model, self._learner(stage, context)
+        self.ranks.barrier()  # models are read at different speeds
         before = self._measure(stage, learner)
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        snapshots = Snapshots(folder.with_name(f"{folder.name}.checkpoint"), self.ranks, self.recipe.keep_checkpoints)
+        snapshots = Snapshots(_checkpoint_of(folder), self.ranks, self.recipe.keep_checkpoints)
         batches, accumulation = self._batches(stage, context.recipe)
         progress = loop.train(
             learner,
@@ -216,7 +233,10 @@ class Run:
             checkpoint_seconds=self.recipe.checkpoint_seconds,
             log=partial(self._log, stage, context),
             origin=origin,
+            told=self.told,
         )
+        if isinstance(batches, StreamBatches):
+            batches.close()
         row = {
             "stage": stage.name,
             "title": stage.title,
@@ -359,6 +379,10 @@ class Run:
         return Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
 
 
+def _checkpoint_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.checkpoint")
+
+
 def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     """A byte-level model from a folder.
 
@@ -454,8 +478,15 @@ def claim_folder(
 
 def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe without what has no part in the result."""
-    idle = ("log", "parallel", "checkpoint_seconds", "keep_checkpoints")
-    return {name: value for name, value in recipe.items() if name not in idle}
+    idle = {
+        "": ("log", "parallel", "checkpoint_seconds", "keep_checkpoints"),
+        "data": ("workers", "shuffle_bytes", "download"),
+        "optimizer": ("max_skipped",),
+    }
+    kept = {name: value for name, value in recipe.items() if name not in idle[""]}
+    for part in ("data", "optimizer"):
+        kept[part] = {name: value for name, value in kept.get(part, {}).items() if name not in idle[part]}
+    return kept
 
 
 def _pieces(folder: Path, name: str) -> list[Path]:

@@ -54,13 +54,13 @@ class Snapshots:
 
     def newest(self) -> Path | None:
         """The newest whole snapshot."""
-        whole = [path for path in _steps(self.folder) if (path / COMPLETE).is_file()]
+        whole = _whole(self.folder)
         return whole[-1] if whole else None
 
     def about(self) -> dict[str, Any]:
         """What was said about the newest snapshot; nothing where there is none."""
         path = self.newest()
-        return json.loads((path / COMPLETE).read_text())["about"] if path else {}
+        return self._summary(path)["about"] if path else {}
 
     def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Copy the tensors, and write them while training goes on; a write that is still under way is waited for.
@@ -132,11 +132,15 @@ class Snapshots:
         Raises:
             UserError: a file is missing or damaged, or a wanted tensor is not there or has another size.
         """
-        path = self.newest()
-        self.ranks.barrier()
+        path: Path | None = None
+        if self.ranks.is_main:  # others may not see yet what is there
+            for partial in self.folder.glob(".step-*.partial"):  # of a run that was killed
+                shutil.rmtree(partial, ignore_errors=True)
+            path = self.newest()
+        path = self.ranks.gather(path)[0]
         if path is None:
             return None
-        summary = json.loads((path / COMPLETE).read_text())
+        summary = self._summary(path)
         self._check(path, summary["files"])
         reader = FileSystemReader(path)
         tensors = blank(_contents(reader.read_metadata()))
@@ -146,23 +150,41 @@ class Snapshots:
             raise UserError(f"checkpoint {path} does not fit this run: {_root_cause(error)}") from None
         return tensors, summary["about"]
 
+    def _summary(self, path: Path) -> dict[str, Any]:
+        try:
+            digest, content = (path / COMPLETE).read_text().split("\n", 1)
+        except (OSError, ValueError):
+            digest, content = "", ""
+        if digest != _digest(content):
+            raise self._damaged(path, COMPLETE)
+        return json.loads(content)
+
     def _check(self, path: Path, files: Mapping[str, str]) -> None:
         """Hold every file to its hash; the ranks share them out."""
         mine = sorted(files)[self.ranks.rank :: self.ranks.size]
         found = [name for name in mine if not (path / name).is_file() or _hash(path / name) != files[name]]
         damaged = [name for names in self.ranks.gather(found) for name in names]
         if damaged:
-            older = [step for step in _steps(self.folder) if step != path and (step / COMPLETE).is_file()]
-            then = f"from {older[-1].name}, which is older" if older else "from the stage's beginning"
-            raise UserError(
-                f"checkpoint {path} is damaged: {damaged[0]} is missing or not what was written; "
-                f"remove that folder to go on {then}"
-            )
+            raise self._damaged(path, damaged[0])
+
+    def _damaged(self, path: Path, name: str) -> UserError:
+        older = [step for step in _whole(self.folder) if step != path]
+        then = f"from {older[-1].name}, which is older" if older else "from the stage's beginning"
+        return UserError(
+            f"checkpoint {path} is damaged: {name} is missing or not what was written; "
+            f"remove that folder to go on {then}"
+        )
 
 
-def _steps(folder: Path) -> list[Path]:
+def _whole(folder: Path) -> list[Path]:
+    """Snapshots that have their mark, oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in found if NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:]))
+    steps = [path for path in found if NAME.fullmatch(path.name) and (path / COMPLETE).is_file()]
+    return sorted(steps, key=lambda path: int(path.name[5:]))
+
+
+def _digest(content: str) -> str:
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def _contents(metadata: Metadata) -> dict[str, Saved]:
@@ -209,12 +231,18 @@ class _Writer(FileSystemWriter):
         for sums in self._partial.glob(f"*{SUMS}"):
             files |= json.loads(sums.read_text())
             sums.unlink()
+        written = {result.storage_data.relative_path for of_rank in results for result in of_rank}
+        if unseen := written - files.keys():
+            raise OSError(
+                f"the first process does not see {min(unseen)}: all processes must share {self._target.parent}"
+            )
         mark = self._partial / COMPLETE
-        mark.write_text(json.dumps({"files": files, "about": self._about}))
+        content = json.dumps({"files": files, "about": self._about})
+        mark.write_text(f"{_digest(content)}\n{content}")
         sync(mark)
         sync(self._partial)
         shutil.rmtree(self._target, ignore_errors=True)
         self._partial.rename(self._target)
         sync(self._target.parent)
-        for old in _steps(self._target.parent)[: -self._keep]:
+        for old in _whole(self._target.parent)[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)

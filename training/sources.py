@@ -62,6 +62,8 @@ class Sources:
             except BlockingIOError:
                 print(f"waiting for another run that uses {self.cache}", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                print(f"{self.cache} takes no locks ({error.strerror}): start one run at a time", flush=True)
             yield
 
     @cached_property

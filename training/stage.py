@@ -17,8 +17,9 @@ import transformers
 
 from models import ByteLM, generate
 from training import parallel, plan, report
-from training.checkpoint import read_summary, write_folder
+from training.checkpoint import write_folder
 from training.errors import Preempted, UserError
+from training.loop import told_to_stop
 from training.recipe import STAGES, Recipe, parse_duration, read_recipe, recipe_from
 from training.run import Run, claim_folder, load_student
 
@@ -65,7 +66,7 @@ def run_stages(run: Run, names: Sequence[str], start: Path | None) -> tuple[Byte
     """Run stages in order, each from the result of the one before; finished ones are kept."""
     model, rows = None, []
     for name in names:
-        row = read_summary(run.stage_folder(name))
+        row = run.result_of(run.stage_folder(name))
         if row is not None:
             model = None
         else:
@@ -115,6 +116,12 @@ def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    with told_to_stop() as told:
+        return run_command(arguments, told)
+
+
+def run_command(arguments: Sequence[str] | None, told: Sequence[int]) -> int:
+    """The command; ``told`` is not empty once SIGTERM has come."""
     began = time.monotonic()
     options = parse(arguments)
     transformers.utils.logging.disable_progress_bar()  # ours is the one to look at
@@ -126,11 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if plan.run_command(recipe, names, options):
             return 0
         ranks = parallel.start(options.device)
-        run = Run(recipe, options.out or Path("runs") / recipe.name, options.cache, ranks)
+        run = Run(recipe, options.out or Path("runs") / recipe.name, options.cache, ranks, told)
         run.check(names, options.start, options.control)
         if ranks.is_main:
-            # A process that torchrun has started anew goes on with what it was at.
-            again = options.resume or parallel.restarts() > 0
+            restarted = parallel.is_restarted(run.folder)
+            again = options.resume or restarted
             modes = {"resume": again, "overwrite": options.overwrite and not again}
             claim_folder(recipe, run.folder, names, **modes, start=options.start)
         ranks.barrier()

@@ -49,7 +49,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, dloss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     dh, dweight = ctx.saved_tensors
-    return dloss.to(dh.dtype) * dh, dloss.to(dweight.dtype) * dweight, None, None, None, None, None, None
+    return _scaled(dh, dloss), _scaled(dweight, dloss), None, None, None, None, None, None
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Rounded once: the factor may be a count of thousands, which a narrow dtype does not hold."""
+    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
 
 
 linear_kl_op.register_autograd(_backward, setup_context=_setup_context)

@@ -185,6 +185,23 @@ def test_in_bf16_repeated_and_with_activations_computed_again(what, alone, tmp_p
     assert theirs[0]["loss"] != ours[0]["loss"]
 
 
+def test_two_copies_of_a_model_cut_in_two(what, alone, tmp_path):
+    """Four processes, replicate x shard, killed and resumed: the losses of one process."""
+    four = [word if word != "2" else "4" for word in PAIR]
+    arguments = ["--stage", "1.1", *what, "--out", tmp_path / "run", "--set", "parallel.shard=2"]
+    arguments += ["--set", "data.batch_bytes=128"]
+    process = start(four, *arguments)
+    wait_for_step(tmp_path / "run", 3, process)
+    for one in (*workers_of(process.pid), process.pid):
+        os.kill(one, signal.SIGKILL)
+    process.communicate()
+    run(four, *arguments, "--resume")
+    ours = lines(alone, "1.1")
+    theirs = lines(tmp_path / "run", "1.1")
+    assert theirs[0]["bytes_per_second"] == pytest.approx(4 * theirs[0]["bytes_per_second_per_device"])
+    assert theirs[-1]["loss"] == pytest.approx(ours[-1]["loss"], rel=0.3)  # batches of another make-up
+
+
 def test_text_that_is_streamed(what, tmp_path):
     """Two processes that are told to stop go on where the stream was, and read what one does."""
     records = [json.dumps({"text": f"Sentence number {i} is about {i % 7} things.\n" * 20}) for i in range(800)]

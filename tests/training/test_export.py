@@ -23,7 +23,7 @@ def run(teacher, tmp_path):
     write_folder(folder / "stages" / "1.1", model.save_pretrained, {})
     snapshots = Snapshots(folder / "stages" / "1.2.checkpoint", Ranks(0, 1, torch.device("cpu")))
     ones = {f"model/{name}": torch.ones_like(p) for name, p in model.named_parameters() if name.startswith("encoder.")}
-    snapshots.save(7, {**ones, "optimizer/x": torch.zeros(3)}, {"origin": ""})
+    snapshots.save(7, {**ones, "optimizer/x": torch.zeros(3)}, {"origin": "stage 1.1"})
     snapshots.wait()
     return folder, model
 

@@ -77,7 +77,7 @@ def fresh(tokenizer):
 
 
 def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, model=None, every=0.0, log=None, origin="",
-        objective=next_token, kind="adamw"):  # fmt: skip
+        objective=next_token, kind="adamw", told=()):  # fmt: skip
     model = model or fresh(tokenizer)
     context = Context(model, None, StageRecipe(lr=1e-2, warmup=0.1, bytes=total))
     progress = loop.train(
@@ -94,6 +94,7 @@ def run(tokenizer, corpus, folder, *, total=6000, accumulation=1, model=None, ev
         checkpoint_seconds=every,
         log=lambda progress: contextlib.nullcontext(log or Kept()),
         origin=origin,
+        told=told,
     )
     return model, progress
 
@@ -203,7 +204,9 @@ def test_accumulation_weighs_every_item_alike(tokenizer, corpus):
         def step(self, rate):
             found.update({name: parameter.grad for name, parameter in named})
 
-    sums = loop._accumulate(lambda batch: next_token(context, batch), batches_of(corpus), 2, contextlib.nullcontext())
+    sums = loop._accumulate(
+        model, lambda batch: next_token(context, batch), batches_of(corpus), 2, contextlib.nullcontext()
+    )
     step = loop._step(sums, named, Mover(), 0.1, 1e9, ALONE, seconds=3.0, stop=True)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
@@ -228,7 +231,9 @@ def test_a_gradient_is_clipped_to_the_wanted_length(tokenizer, corpus):
         def step(self, rate):
             lengths.append(torch.stack([parameter.grad.norm() for _, parameter in named]).norm())
 
-    sums = loop._accumulate(lambda batch: next_token(context, batch), batches_of(corpus), 1, contextlib.nullcontext())
+    sums = loop._accumulate(
+        model, lambda batch: next_token(context, batch), batches_of(corpus), 1, contextlib.nullcontext()
+    )
     step = loop._step(sums, named, Mover(), 0.1, 0.25, ALONE, seconds=0.0, stop=False)
     assert step.grad_norm > 0.25
     assert float(lengths[0]) == pytest.approx(0.25, rel=1e-4)
@@ -280,8 +285,8 @@ def test_sigterm_leaves_a_checkpoint(tokenizer, corpus, tmp_path):
         return next_token(context, batch)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="told to stop after step [34]; a checkpoint is in"):
-        run(tokenizer, corpus, tmp_path / "a", objective=objective, every=1e9)
+    with loop.told_to_stop() as told, pytest.raises(Preempted, match="told to stop after step [34]; a checkpoint is"):
+        run(tokenizer, corpus, tmp_path / "a", objective=objective, every=1e9, told=told)
     assert signal.getsignal(signal.SIGTERM) is before
     resumed, _ = run(tokenizer, corpus, tmp_path / "a", every=1e9)
     for name, value in whole.state_dict().items():
@@ -335,5 +340,5 @@ def test_folders_are_whole_or_not_there(tmp_path):
 
 def test_a_checkpoint_of_another_beginning_is_refused(tokenizer, corpus, tmp_path):
     run(tokenizer, corpus, tmp_path / "c", total=1000, origin="/models/a")
-    with pytest.raises(UserError, match="goes on from /models/a, not from a fresh model: give the same --from"):
+    with pytest.raises(UserError, match="goes on from /models/a, not from : give the same --from"):
         run(tokenizer, corpus, tmp_path / "c", total=2000)

@@ -191,3 +191,12 @@ def test_a_perfect_router_has_f1_one():
     assert objectives.BOUNDARY.finish([5, 5, 5]) == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
     assert objectives.BOUNDARY.finish([3, 6, 4]) == {"precision": 0.5, "recall": 0.75, "f1": 0.6}
     assert objectives.BOUNDARY.finish([0, 0, 4])["f1"] == 0.0
+
+
+def test_a_narrow_teacher_keeps_its_rotary_frequencies(teacher, batch):
+    wide = Teacher(teacher)(batch)
+    narrow = Teacher(teacher)
+    narrow.narrow(torch.bfloat16)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in narrow.parameters())
+    assert all(buffer.dtype == torch.float32 for buffer in narrow.buffers())
+    torch.testing.assert_close(narrow(batch).float(), wide, atol=0.05, rtol=0.05)
