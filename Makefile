@@ -46,7 +46,7 @@ $(STAMP): $(VENV)/.torch pyproject.toml setup.py requirements-test.txt $(NATIVE)
 	@touch $@
 
 test: setup ## run the tests (JOBS=N processes; ARGS=... for pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
 # The libraries must be in the process before the module that is made for them; libstdc++ lets them see exceptions.
 SANITIZER_LIBRARIES = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))

@@ -24,6 +24,10 @@ FIRST_STEPS = 60
 PATIENCE = 240  # seconds, on a busy machine
 
 
+# One worker of xdist runs them all: what they share is made once.
+pytestmark = pytest.mark.xdist_group("cluster")
+
+
 @pytest.fixture(scope="module")
 def what(tmp_path_factory):
     """The flags that say what is run: the tiny recipe, with a snapshot after every step."""

@@ -12,6 +12,9 @@ from training import stage
 from training.recipe import STAGES
 from training.run import load_student
 
+# One worker of xdist runs them all: what they share is made once.
+pytestmark = pytest.mark.xdist_group("road")
+
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
