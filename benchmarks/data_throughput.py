@@ -1,4 +1,4 @@
-"""Text to batches, prepared and streamed: ``python benchmarks/bench_data.py``.
+"""Text to batches, prepared and streamed: ``python benchmarks/data_throughput.py``.
 
 The text is the documentation of this Python installation, in JSONL files; bytes are those of batches.
 """
