@@ -220,6 +220,9 @@ class Batches:
         """One state for any number of ranks out of the states of all of them."""
         return states[0]
 
+    def close(self) -> None:
+        """Nothing to be given back: as `StreamBatches` has it."""
+
     def _identity(self) -> dict[str, Any]:
         return {"corpus": self.corpus.fingerprint, "window": self.window, "seed": self.seed, "eos": self.eos}
 

@@ -187,7 +187,7 @@ class Meter:
             ``peak``; peak memory in bytes. An interval without time has memory alone.
         """
         totals = (num_bytes, seconds, waited, self._totals[3] if flops is None else flops)
-        done, took, idle, worked = (now - then for now, then in zip(totals, self._totals, strict=True))
+        done, took, idle, worked = (new - old for new, old in zip(totals, self._totals, strict=True))
         self._totals = totals
         readings: dict[str, float] = {}
         if took > 0:

@@ -132,10 +132,12 @@ def is_restarted(folder: Path) -> bool:
         folder: of the run, in which the job's name is kept.
     """
     job, kept = os.environ.get("TORCHELASTIC_RUN_ID", "none"), folder / ".job"
-    before = kept.read_text() if kept.is_file() else "none"
+    if job == "none":  # not under torchrun, or under one that gives all jobs the same name
+        return restarts() > 0
+    before = kept.read_text() if kept.is_file() else None
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(job)
-    return restarts() > 0 or job == before != "none"
+    return restarts() > 0 or job == before
 
 
 def finish() -> None:
@@ -162,10 +164,10 @@ def shard_(root: nn.Module, mesh: DeviceMesh, narrow: torch.dtype | None, keep: 
     # A block may hand on what it was given, and FSDP warns of writing to it: nothing here writes in place.
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     masters = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    cast = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+    narrowed = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
     for block in blocks_of(root):
         if not isinstance(block, FSDPModule):
-            fully_shard(block, mesh=mesh, mp_policy=masters if isinstance(block, keep) else cast)
+            fully_shard(block, mesh=mesh, mp_policy=masters if isinstance(block, keep) else narrowed)
     fully_shard(root, mesh=mesh, mp_policy=masters, reshard_after_forward=False)
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Run:
         first = names[0]
         if start is not None:
             _check_model_folder(start)
-        elif (before := self._before(first)) and read_summary(self.stage_folder(before)) is None:
+        elif (before := self._before(first)) and self.result_of(self.stage_folder(before)) is None:
             raise UserError(
                 f"stage {first} starts from stage {before}, which has no result in {self.stage_folder(before)}: "
                 f"run --stage {before} first, or give --from MODEL"
@@ -219,24 +219,23 @@ class Run:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         snapshots = Snapshots(_checkpoint_of(folder), self.ranks, self.recipe.keep_checkpoints)
         batches, accumulation = self._batches(stage, context.recipe)
-        progress = loop.train(
-            learner,
-            named,
-            partial(learner, stage.objective),
-            batches,
-            stage=context.recipe,
-            optimizer=self.recipe.optimizer,
-            accumulation=accumulation,
-            ranks=self.ranks,
-            precision=self.precision(),
-            snapshots=snapshots,
-            checkpoint_seconds=self.recipe.checkpoint_seconds,
-            log=partial(self._log, stage, context),
-            origin=origin,
-            told=self.told,
-        )
-        if isinstance(batches, StreamBatches):
-            batches.close()
+        with closing(batches):
+            progress = loop.train(
+                learner,
+                named,
+                partial(learner, stage.objective),
+                batches,
+                stage=context.recipe,
+                optimizer=self.recipe.optimizer,
+                accumulation=accumulation,
+                ranks=self.ranks,
+                precision=self.precision(),
+                snapshots=snapshots,
+                checkpoint_seconds=self.recipe.checkpoint_seconds,
+                log=partial(self._log, stage, context),
+                origin=origin,
+                told=self.told,
+            )
         row = {
             "stage": stage.name,
             "title": stage.title,

@@ -45,8 +45,8 @@ def lines(folder):
 
 def log_steps(folder, steps, *, step=0, loss=1.0, **recipe):
     with metrics(folder, step=step, **recipe) as log:
-        for now in steps:
-            log.log(now, {"loss": loss, "lr": 0.1}, 100 * now, 0.5 * now)
+        for number in steps:
+            log.log(number, {"loss": loss, "lr": 0.1}, 100 * number, 0.5 * number)
 
 
 # ------------------------------------------------------------------------------------------------------------- JSONL
