@@ -16,6 +16,7 @@ from training.errors import UserError
 from training.parallel import Ranks
 from training.recipe import STAGES
 from training.run import load_student
+from training.run_folder import checkpoint_of
 from training.snapshot import Saved, Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,7 +56,7 @@ def model_of(run: Path, stage: str | None, checkpoint: bool) -> ByteLM:
         return load_student(run / "stages" / name)
     if stage is None:
         raise UserError("--checkpoint needs --stage: whose checkpoint is it to be?")
-    snapshots = Snapshots(run / "stages" / f"{stage}.checkpoint", Ranks(0, 1, torch.device("cpu")))
+    snapshots = Snapshots(checkpoint_of(run / "stages" / stage), Ranks(0, 1, torch.device("cpu")))
     origin = snapshots.about().get("origin", "")
     if not origin:
         raise UserError(f"stage {stage} of {run} has no checkpoint")

@@ -1,7 +1,6 @@
 """A run: a folder, a teacher, a corpus, and the stages in their order."""
 
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from training.parallel import Ranks, blocks_of, full_state, shard_
 from training.plan import check_teacher
 from training.precision import fast_at_bf16
 from training.recipe import ModelRecipe, Recipe, StageRecipe, batch_sizes
+from training.run_folder import checkpoint_of, logs_of
 from training.sinks import check_wandb
 from training.snapshot import Snapshots
 from training.sources import Sources, fingerprint
@@ -135,7 +135,7 @@ class Run:
         """The summary of a stage that has finished, as the first process sees it, on every rank."""
         row = None
         if self.ranks.is_main and (row := read_summary(folder)) is not None:
-            shutil.rmtree(_checkpoint_of(folder), ignore_errors=True)  # of a run that was killed before it could
+            shutil.rmtree(checkpoint_of(folder), ignore_errors=True)  # of a run that was killed before it could
         return self.ranks.gather(row)[0]
 
     def check(self, names: Sequence[str], start: Path | None, control: bool) -> None:
@@ -217,7 +217,7 @@ class Run:
         self.ranks.barrier()  # models are read at different speeds
         before = self._measure(stage, learner)
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        snapshots = Snapshots(_checkpoint_of(folder), self.ranks, self.recipe.keep_checkpoints)
+        snapshots = Snapshots(checkpoint_of(folder), self.ranks, self.recipe.keep_checkpoints)
         batches, accumulation = self._batches(stage, context.recipe)
         with closing(batches):
             progress = loop.train(
@@ -298,9 +298,6 @@ class Run:
         wanted = self.recipe.precision
         return wanted == "bf16" or (wanted == "auto" and fast_at_bf16(self.ranks.device))
 
-    def log_folder(self, stage: str) -> Path:
-        return self.folder / "logs" / stage
-
     def _log(self, stage: Stage, context: Context, progress: loop.Progress) -> StageLog:
         recipe, ranks = self.recipe.log, self.ranks
         title, rate = f"{stage.name:>7} {stage.title}", self._flops_per_byte(stage, context)
@@ -315,7 +312,7 @@ class Run:
         )
         name, config = f"{self.folder.name} {title.strip()}", dataclasses.asdict(self.recipe)
         metrics = Metrics(
-            self.log_folder(stage.name),
+            logs_of(self.folder, stage.name),
             title,
             recipe,
             is_main=ranks.is_main,
@@ -378,10 +375,6 @@ class Run:
         return Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
 
 
-def _checkpoint_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.checkpoint")
-
-
 def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     """A byte-level model from a folder.
 
@@ -429,76 +422,3 @@ def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"no byte-level model in {folder}: give a folder that a stage has written")
-
-
-# ----------------------------------------------------------------------------------------------------- a run's folder
-
-
-def claim_folder(
-    recipe: Recipe, folder: Path, names: Sequence[str], *, resume: bool, overwrite: bool, start: Path | None
-) -> None:
-    """Make a folder this run's own: check what stands there, and remove what ``overwrite`` gives up.
-
-    Overwriting a stage removes what was made from it too: the stages after it, the control, the report and the model.
-
-    Raises:
-        UserError: it holds results of these stages and neither ``resume`` nor ``overwrite`` is asked for, results of
-            another recipe, or the very model that the stage is to start from.
-    """
-    stages = list(recipe.stage)
-    doomed = [*stages[stages.index(names[0]) :], "control"] if overwrite else []
-    kept = [name for name in (*stages, "control") if name not in doomed and _pieces(folder, name)]
-    mark, wanted = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if kept and mark.is_file() and (found := _decisive(json.loads(mark.read_text()))) != _decisive(wanted):
-        raise UserError(
-            f"stage {kept[0]} in {folder} was made with other numbers ({first_difference(found, _decisive(wanted))}): "
-            "repeat "
-            "the flags it was started with, give another --out, or start all stages anew with --overwrite"
-        )
-    taken = [name for name in names if name in kept]
-    if taken and not resume:
-        raise UserError(
-            f"{folder} already holds stage {taken[0]}: --resume to go on, --overwrite to start anew, or another --out"
-        )
-    pieces = [piece for name in doomed for piece in _pieces(folder, name)]
-    if start is not None and any(start.resolve() == piece.resolve() for piece in pieces):
-        raise UserError(f"--overwrite would remove {start}, which --from starts from: copy it elsewhere first")
-    for piece in pieces:
-        shutil.rmtree(piece)
-    if overwrite:
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        for name in ("report.json", "curves.png"):
-            (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial_mark = mark.with_name(".recipe.json.partial")
-    partial_mark.write_text(json.dumps(wanted, indent=1))
-    partial_mark.replace(mark)
-
-
-def _decisive(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what has no part in the result."""
-    idle = {
-        "": ("log", "parallel", "checkpoint_seconds", "keep_checkpoints"),
-        "data": ("workers", "shuffle_bytes", "download"),
-        "optimizer": ("max_skipped",),
-    }
-    kept = {name: value for name, value in recipe.items() if name not in idle[""]}
-    for part in ("data", "optimizer"):
-        kept[part] = {name: value for name, value in kept.get(part, {}).items() if name not in idle[part]}
-    return kept
-
-
-def _pieces(folder: Path, name: str) -> list[Path]:
-    """All that a stage has left: its result, its checkpoint, halves of either, its log."""
-    stages = folder / "stages"
-    names = [form for whole in (name, f"{name}.checkpoint") for form in (whole, f".{whole}.partial", f".{whole}.old")]
-    return [path for path in (*(stages / n for n in names), folder / "logs" / name) if path.exists()]
-
-
-def first_difference(found: Any, wanted: Any, at: str = "") -> str:
-    """Where two nested settings differ first, in words."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted({*found, *wanted}):
-            if found.get(key) != wanted.get(key):
-                return first_difference(found.get(key), wanted.get(key), f"{at}.{key}")
-    return f"{at.lstrip('.')}: {found!r} then, {wanted!r} now"

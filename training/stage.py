@@ -21,7 +21,8 @@ from training.checkpoint import write_folder
 from training.errors import Preempted, UserError
 from training.loop import told_to_stop
 from training.recipe import STAGES, Recipe, parse_duration, read_recipe, recipe_from
-from training.run import Run, claim_folder, load_student
+from training.run import Run, load_student
+from training.run_folder import claim_folder
 
 DATA_HELP = "files or globs (.txt .md .jsonl[.gz|.zst] .parquet), or datasets: hf:NAME, hf:NAME:CONFIG, hf:FOLDER"
 PROMPTS = ("Return the ", "The function ", "If the argument is ")

@@ -9,6 +9,7 @@ import pytest
 from training.errors import UserError
 from training.plan import Machine, plan_run
 from training.recipe import RECIPES, STAGES, LogRecipe, parse_duration, read_recipe
+from training.run_folder import claim_folder, logs_of
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
@@ -142,3 +143,15 @@ def test_durations():
 def test_streams_are_checked(settings, message):
     with pytest.raises(UserError, match=message):
         read_recipe("quickstart", settings)
+
+
+def test_what_has_no_part_in_the_result_may_change_on_resume(tmp_path):
+    def claim(*overrides):
+        recipe = read_recipe("quickstart", overrides)
+        claim_folder(recipe, tmp_path, ["1.1"], resume=True, overwrite=False, start=None)
+
+    claim()
+    logs_of(tmp_path, "1.1").mkdir(parents=True)
+    claim("data.workers=3", "data.shuffle_bytes=1000000", "optimizer.max_skipped=3", "log.every=1", "parallel.shard=2")
+    with pytest.raises(UserError, match=r"made with other numbers \(data.window: 512 then, 256 now\)"):
+        claim("data.window=256")
