@@ -172,8 +172,7 @@ class Batches:
         eos: bool = True,
     ) -> None:
         check_sizes(window, batch_bytes)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0 … {world_size - 1} (world_size - 1), got {rank}")
+        check_rank(rank, world_size)
         self.corpus, self.seed, self.rank, self.world_size, self.eos = corpus, seed, rank, world_size, eos
         self.window, self.batch_bytes = window, batch_bytes
         self.windows = cut_windows(corpus.train, window - 1 - eos)
@@ -268,3 +267,8 @@ def check_sizes(window: int, batch_bytes: int) -> None:
         raise ValueError(f"window must hold BOS, a byte and EOS: at least 3 bytes, got {window}")
     if batch_bytes < window:
         raise ValueError(f"batch_bytes {batch_bytes} is smaller than a window of {window} bytes: raise it")
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in 0 … {world_size - 1} (world_size - 1), got {rank}")

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from models import ByteLM, generate
-from training import parallel, plan, report
+from training import parallel, plan_command, report
 from training.checkpoint import write_folder
 from training.errors import Preempted, UserError
 from training.loop import told_to_stop
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     again.add_argument("--overwrite", action="store_true", help="make the stages anew, and those after them")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="kept between runs")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    plan.add_flags(parser)
+    plan_command.add_flags(parser)
     return parser.parse_args(arguments)
 
 
@@ -131,7 +131,7 @@ def run_command(arguments: Sequence[str] | None, told: Sequence[int]) -> int:
         if options.control and options.stage != "all":
             raise UserError("--control compares with the whole curriculum: give --stage all")
         names = list(recipe.stage) if options.stage == "all" else [options.stage]
-        if plan.run_command(recipe, names, options):
+        if plan_command.run_command(recipe, names, options):
             return 0
         ranks = parallel.start(options.device)
         run = Run(recipe, options.out or Path("runs") / recipe.name, options.cache, ranks, told)

@@ -10,7 +10,7 @@ from training import workers
 from training.alignment import TokenBytes
 from training.blocks import Block, BlockMaker, Position
 from training.corpus import MAX_TOKEN_BYTES
-from training.data import Order, Windows, build_batch, check_sizes, cut_windows, row_sizes
+from training.data import Order, Windows, build_batch, check_rank, check_sizes, cut_windows, row_sizes
 from training.errors import UserError
 from training.parts import Part, identity_of
 from training.text import Skipped
@@ -63,8 +63,7 @@ class StreamBatches:
         eos: bool = True,
     ) -> None:
         check_sizes(window, batch_bytes)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0 … {world_size - 1} (world_size - 1), got {rank}")
+        check_rank(rank, world_size)
         if streams % world_size:
             raise UserError(
                 f"data.streams = {streams} can't be shared evenly by {world_size} ranks: set it to a multiple of "

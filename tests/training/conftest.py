@@ -92,6 +92,12 @@ def teacher(tokenizer):
     return use_packed(small_llama(tokenizer, **sizes)).eval().requires_grad_(False)
 
 
+# What a step's log may hold.
+LOGGED = {
+    "cross_entropy": 2.31234, "boundary": 0.1, "lr": 2e-5, "grad_norm": 0.52, "bytes_per_second": 824_600.0,
+    "bytes_per_second_per_device": 412_300.0, "data_wait": 0.0031, "mfu": 0.4123, "peak_memory_bytes": 12.34e9,
+}  # fmt: skip
+
 TINY_RECIPE = """
 checkpoint_seconds = 0
 precision = "fp32"

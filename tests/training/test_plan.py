@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from models import ByteLM, ByteLMConfig
 from tests.training.conftest import TINY_RECIPE
-from training import plan as planning
+from training import plan_command
 from training import stage as command
 from training.errors import UserError
 from training.optimizer import make_optimizer
-from training.plan import Machine, as_dict, parse_size, plan_run, table, teacher_config
+from training.plan import Machine, plan_run, teacher_config
+from training.plan_command import as_dict, parse_size, table
 from training.recipe import STAGES, OptimizerRecipe, ParallelRecipe, TeacherConfig, batch_sizes, read_recipe
 from training.stages import STAGES as STAGE_OBJECTS
 from training.teacher import small_llama
@@ -184,7 +185,7 @@ def test_a_plan_is_plain_numbers(recipe):
 def test_wrong_flags_are_named(flags, message):
     options = command.parse(["--stage", "all", *flags])
     with pytest.raises(UserError, match=message):
-        planning.run_command(read_recipe("quickstart"), ["1.1"], options)
+        plan_command.run_command(read_recipe("quickstart"), ["1.1"], options)
 
 
 def test_sizes():
