@@ -143,8 +143,10 @@ def train(
         while (fraction := _fraction(stage, progress.bytes, seconds)) < 1:
             began = time.monotonic()
             rate = learning_rate(stage, fraction)
-            sums = _accumulate(model, objective, ahead, accumulation, precision)
-            step = _step(sums, named, mover, rate, optimizer.clip, ranks, seconds=progress.seconds, stop=bool(told))
+            sums = accumulate(model, objective, ahead, accumulation, precision)
+            step = finish_step(
+                sums, named, mover, rate, optimizer.clip, ranks, seconds=progress.seconds, stop=bool(told)
+            )
             progress.step += 1
             progress.bytes += step.num_bytes
             progress.skipped += not step.finite
@@ -196,7 +198,7 @@ def _fraction(stage: StageRecipe, num_bytes: int, seconds: float) -> float:
     return seconds / stage.seconds
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Sums over the micro-batches of a step on one rank: items, loss parts, bytes."""
 
     count: Tensor
@@ -204,13 +206,13 @@ class _Sums(NamedTuple):
     num_bytes: int
 
 
-def _accumulate(
+def accumulate(
     model: nn.Module,
     objective: Callable[[AlignedBatch], Loss],
     batches: Prefetcher,
     accumulation: int,
     precision: AbstractContextManager,
-) -> _Sums:
+) -> Sums:
     """Gradients of a step's batches, added up. The host waits for nothing.
 
     Copies of a model (replicate x shard) share their gradients at the last batch alone.
@@ -230,11 +232,11 @@ def _accumulate(
         for name, value in loss.parts.items():
             parts[name] = parts.get(name, 0.0) + value
     assert isinstance(count, Tensor)
-    return _Sums(count, parts, num_bytes)
+    return Sums(count, parts, num_bytes)
 
 
-def _step(
-    sums: _Sums,
+def finish_step(
+    sums: Sums,
     named: list[tuple[str, nn.Parameter]],
     mover: Optimizer,
     rate: float,

@@ -213,12 +213,12 @@ class Run:
         self, stage: Stage, context: Context, folder: Path, *, tokenizer: Any = None, origin: str = ""
     ) -> dict[str, Any]:
         """Train, measure before and after, and write the result; its row is the folder's summary."""
-        model, learner = context.model, self._learner(stage, context)
+        model, learner = context.model, self.learner(stage, context)
         self.ranks.barrier()  # models are read at different speeds
         before = self._measure(stage, learner)
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         snapshots = Snapshots(checkpoint_of(folder), self.ranks, self.recipe.keep_checkpoints)
-        batches, accumulation = self._batches(stage, context.recipe)
+        batches, accumulation = self.batches(stage, context.recipe)
         with closing(batches):
             progress = loop.train(
                 learner,
@@ -262,7 +262,7 @@ class Run:
         self.ranks.barrier()
         return row
 
-    def _learner(self, stage: Stage, context: Context) -> Learner:
+    def learner(self, stage: Stage, context: Context) -> Learner:
         """The model as it is trained: what does not learn frozen, blocks as the recipe has them, cut over processes."""
         parallel, model = self.recipe.parallel, context.model
         stage.freeze_others(model)
@@ -275,7 +275,7 @@ class Run:
                 block.compile(dynamic=True)
         return self._place(Learner(context), torch.bfloat16 if self.is_bf16() else None)
 
-    def _batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches, int]:
+    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches, int]:
         """Batches of one rank, and how many of them make an optimizer step."""
         batch_bytes, accumulation = batch_sizes(self.recipe.data, recipe, self.ranks.size)
         seed = int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31
@@ -300,7 +300,7 @@ class Run:
 
     def _log(self, stage: Stage, context: Context, progress: loop.Progress) -> StageLog:
         recipe, ranks = self.recipe.log, self.ranks
-        title, rate = f"{stage.name:>7} {stage.title}", self._flops_per_byte(stage, context)
+        title, rate = f"{stage.name:>7} {stage.title}", self.flops_per_byte(stage, context)
         meter = Meter(
             ranks.device,
             ranks.size,
@@ -328,7 +328,7 @@ class Run:
         dtype = torch.bfloat16 if self.is_bf16() else torch.float32
         return peak_flops(self.ranks.device, dtype, self.recipe.log.peak_tflops)
 
-    def _flops_per_byte(self, stage: Stage, context: Context) -> float:
+    def flops_per_byte(self, stage: Stage, context: Context) -> float:
         """Of training, where text is cut as the held-out text is."""
         batches, config = self.measure_batches, context.model.config
         rows = Rows(

@@ -204,10 +204,10 @@ def test_accumulation_weighs_every_item_alike(tokenizer, corpus):
         def step(self, rate):
             found.update({name: parameter.grad for name, parameter in named})
 
-    sums = loop._accumulate(
+    sums = loop.accumulate(
         model, lambda batch: next_token(context, batch), batches_of(corpus), 2, contextlib.nullcontext()
     )
-    step = loop._step(sums, named, Mover(), 0.1, 1e9, ALONE, seconds=3.0, stop=True)
+    step = loop.finish_step(sums, named, Mover(), 0.1, 1e9, ALONE, seconds=3.0, stop=True)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
@@ -231,10 +231,10 @@ def test_a_gradient_is_clipped_to_the_wanted_length(tokenizer, corpus):
         def step(self, rate):
             lengths.append(torch.stack([parameter.grad.norm() for _, parameter in named]).norm())
 
-    sums = loop._accumulate(
+    sums = loop.accumulate(
         model, lambda batch: next_token(context, batch), batches_of(corpus), 1, contextlib.nullcontext()
     )
-    step = loop._step(sums, named, Mover(), 0.1, 0.25, ALONE, seconds=0.0, stop=False)
+    step = loop.finish_step(sums, named, Mover(), 0.1, 0.25, ALONE, seconds=0.0, stop=False)
     assert step.grad_norm > 0.25
     assert float(lengths[0]) == pytest.approx(0.25, rel=1e-4)
 
