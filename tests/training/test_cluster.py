@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.conftest import COMMAND, ROOT, TINY_RECIPE, one_thread, run
+from tests.training.conftest import COMMAND, ROOT, TINY_RECIPE, documents, one_thread, run
+from training.corpus import prepare
 from training.meter import READINGS
 from training.recipe import STAGES
 from training.run import load_student
@@ -39,6 +40,13 @@ def what(tmp_path_factory):
     text.write_text("\n\n".join(f"Sentence number {i} is about {i % 7} things.\n" * 40 for i in range(400)))
     first = ["--set", f'stage."1.1".bytes={FIRST_STEPS * 500}']
     return ["--recipe", recipe, "--data", text, "--cache", folder / "cache", *first]
+
+
+@pytest.fixture
+def documents_on_disk(tokenizer, tmp_path):
+    """A prepared corpus, by its folder."""
+    prepare(documents(), tokenizer, tmp_path / "corpus")
+    return tmp_path / "corpus"
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +215,15 @@ def test_two_copies_of_a_model_cut_in_two(what, alone, tmp_path):
     theirs = lines(tmp_path / "run", "1.1")
     assert theirs[0]["bytes_per_second"] == pytest.approx(4 * theirs[0]["bytes_per_second_per_device"])
     assert theirs[-1]["loss"] == pytest.approx(ours[-1]["loss"], rel=0.3)  # batches of another make-up
+
+
+def test_what_is_not_finite_on_one_process_moves_no_weight_on_any(documents_on_disk, tmp_path):
+    done = run([*TORCHRUN, "tests/training/one_bad_rank.py"], documents_on_disk, tmp_path)
+    one, two = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert one == two
+    assert one["skipped"] == 1
+    assert one["steps"] > 3
+    assert 0 < one["weights"] < float("inf")
 
 
 def test_text_that_is_streamed(what, tmp_path):
