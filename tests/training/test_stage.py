@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -102,6 +103,19 @@ def test_a_stage_starts_from_another_runs_model(road):
     assert torch.equal(model.router.q_proj.down.weight, load_student(folder / "a/stages/1.3").router.q_proj.down.weight)
     done = run(COMMAND, *start, "--out", folder / "wide", "--set", "model.width=32", expect=2)
     assert "has width 16, but the recipe and its teacher ask for 32" in done.stderr
+
+
+def test_a_profile_says_where_the_time_of_a_step_goes(road, tmp_path):
+    folder, _, _ = road
+    profile = [sys.executable, "benchmarks/profile_step.py", "--steps", "1", "--json", tmp_path / "profile.json"]
+    run(profile, "--run", folder / "a", "--cache", folder / "cache")
+    stages = json.loads((tmp_path / "profile.json").read_text())["stages"]
+    assert list(stages) == list(STAGES)
+    for name, row in stages.items():
+        shares = [row[group] for group in ("matrix products", "packed kernels", "attention", "all else", "optimizer")]
+        assert sum(shares) == pytest.approx(1)
+        assert row["matrix products"] > 0 and row["optimizer"] > 0 and row["floor"] > 0
+        assert (row["attention"] > 0) == (name in ("1.2", "2.1", "2.2")), name  # the stages that run the core
 
 
 @pytest.mark.parametrize(
