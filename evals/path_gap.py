@@ -8,13 +8,13 @@ strings.
 import argparse
 import json
 import math
-import os
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from evals.report import write_whole
 from models import ByteLM, Scorer
 from models.command import add_model_arguments, load_model
 
@@ -63,10 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in found.items():
         print(f"{name:16} {value:8.4f} bits/byte" + ("" if name == "exact" else " above"))
     if options.json:
-        partial = options.json.with_name(f"{options.json.name}.{os.getpid()}.partial")
         settings = {"strings": options.strings, "length": options.length, "seed": options.seed}
-        partial.write_text(json.dumps({**settings, "bits_per_byte": found}, indent=1) + "\n")
-        partial.replace(options.json)
+        write_whole(options.json, json.dumps({**settings, "bits_per_byte": found}, indent=1) + "\n")
     return 0
 
 

@@ -5,25 +5,42 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How a text is to be written after a question's context.
+
+    Attributes:
+        stop: strings that end the text.
+        max_tokens: its longest length, as the task's data counts it.
+    """
+
+    stop: tuple[str, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class Question:
     """One question of a task.
 
-    With several pairs it is a choice, and the model's answer is its likeliest continuation. With one pair it is a cloze,
-    and right where greedy decoding writes the continuation.
+    With several pairs it is a choice, and the model's answer is its likeliest continuation. With one pair it is a
+    cloze, and right where greedy decoding writes the continuation.
 
     Attributes:
         task: the name of its task.
         number: its place in the task, from 0; limits and seeds don't change it.
         pairs: (context, continuation) of each choice.
         gold: which of them is right.
-        written: the answer that a text written after the first context must come to; None where nothing is written.
+        writing: how a text is to be written after the first context; None where none is.
+        answer: the number that this text must come to.
+        is_text: there is no context, and the one continuation is a text of any length, scored in windows.
     """
 
     task: str
     number: int
     pairs: tuple[tuple[str, str], ...]
     gold: int = 0
-    written: str | None = None
+    writing: Writing | None = None
+    answer: str = ""
+    is_text: bool = False
 
     @property
     def is_choice(self) -> bool:
@@ -34,7 +51,10 @@ class Question:
         return replace(self, pairs=tuple((change(context), continuation) for context, continuation in self.pairs))
 
     def with_texts(self, change: Callable[[str], str]) -> "Question":
-        """The same question with contexts and continuations changed."""
-        return replace(
-            self, pairs=tuple((change(context), change(continuation)) for context, continuation in self.pairs)
-        )
+        """The same question with contexts and continuations changed; the white space before a continuation stays."""
+
+        def changed(continuation: str) -> str:
+            text = continuation.lstrip()
+            return continuation[: len(continuation) - len(text)] + change(text)
+
+        return replace(self, pairs=tuple((change(context), changed(choice)) for context, choice in self.pairs))

@@ -1,0 +1,138 @@
+"""A model that is examined: a byte-level model, one of stage 1, or a teacher. All are scored in bytes."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from models import ByteLM, Scorer, TokenScorer, generate
+from models.beam import Combine
+from models.command import DTYPES, load_model
+from models.core import use_packed
+from models.writer import Mode, check_mode
+from training.alignment import TokenBytes
+from training.errors import UserError
+from training.teacher import load_teacher
+
+BYTES_PER_TOKEN = 4  # what a length that a task gives in tokens is worth
+
+
+@dataclass(frozen=True)
+class Examinee:
+    """A model, and what asks it.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        scorer: of continuations and texts.
+        likelihood: what its scores are, in words.
+        tokenizer: the teacher's, where the teacher itself is examined.
+        mode: how a byte-level model writes.
+    """
+
+    model: PreTrainedModel
+    scorer: Scorer | TokenScorer
+    likelihood: str
+    tokenizer: Any = None
+    mode: Mode = "joint"
+
+    @property
+    def writes(self) -> bool:
+        """A model of stage 1 does not."""
+        return isinstance(self.scorer, Scorer) or self.tokenizer is not None
+
+    def write(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str]) -> list[str]:
+        """Greedy texts after the prompts, up to a stop string, which is left out.
+
+        Args:
+            prompts: one or more.
+            max_tokens: the longest length, in tokens; a byte-level model may write four bytes for each.
+            stop: strings that end a text.
+
+        Raises:
+            UserError: the model does not write.
+        """
+        if isinstance(self.scorer, Scorer):
+            limit = BYTES_PER_TOKEN * max_tokens
+            written = generate(self.scorer.model, list(prompts), max_new_bytes=limit, stop=tuple(stop), mode=self.mode)
+            return [generation.new_text for generation in written]
+        if self.tokenizer is None:
+            raise UserError("a model before stage 2 has no byte head to write with: leave out tasks that are written")
+        return [self._write_tokens(prompt, max_tokens, stop) for prompt in prompts]
+
+    @torch.no_grad()
+    def _write_tokens(self, prompt: str, max_tokens: int, stop: Sequence[str]) -> str:
+        ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        bos = torch.full((1, 1), cast(TokenScorer, self.scorer).bos_id)
+        ids = torch.cat([bos, ids], dim=1).to(self.model.device)
+        self.model.set_attn_implementation("sdpa")
+        try:
+            out = cast(Any, self.model).generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                stop_strings=list(stop) or None,
+                tokenizer=self.tokenizer,
+                pad_token_id=0,
+            )
+        finally:
+            use_packed(self.model)
+        text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return min((text.split(word)[0] for word in stop), key=len, default=text)
+
+
+def examinee(
+    model: str | Path | ByteLM | None,
+    teacher: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    device: torch.device,
+    batch_bytes: int = 65536,
+    beam: int = 1,
+    combine: Combine = "sum",
+    truncate: bool = False,
+    mode: Mode = "joint",
+) -> Examinee:
+    """A byte-level model after stage 2 (``model`` alone), one of stage 1 by its teacher's tokens (both), or a teacher.
+
+    Args:
+        model: a folder, or the model itself, in evaluation mode, on its device.
+        teacher: a Hugging Face folder or a GGUF file.
+        dtype: ``float32`` or ``bfloat16``, of the weights that are read.
+        device: where a teacher computes, and a model that is read.
+        batch_bytes, beam, combine, truncate: as :class:`models.Scorer` has them.
+        mode: how a byte-level model writes.
+
+    Raises:
+        UserError: neither is given, a model can't be read or can't be scored so, or a beam for tokens.
+    """
+    try:
+        if teacher is None:
+            if model is None:
+                raise UserError("no model is given: name a model's folder, such as runs/quickstart/model")
+            student = _byte_model(model, dtype, device)
+            check_mode(student, mode)
+            scorer = Scorer(student, batch_bytes=batch_bytes, beam=beam, combine=combine, truncate=truncate)
+            return Examinee(student, scorer, f"lower bound, beam={beam}, combine={combine}", mode=mode)
+        if beam > 1:
+            raise UserError(f"beam={beam}: with teacher={teacher} bits play no part; leave it out")
+        asked, tokenizer = load_teacher(teacher, dtype=DTYPES[dtype])
+        if model is None:
+            torch.nn.Module.to(asked, device)
+        else:
+            asked = _byte_model(model, dtype, device)
+        tokens = TokenBytes(tokenizer)
+        by_tokens = TokenScorer(asked, tokens.encode, bos_id=tokens.bos_id, batch_bytes=batch_bytes, truncate=truncate)
+        return Examinee(asked, by_tokens, "along the teacher's tokens", tokenizer if model is None else None)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _byte_model(model: str | Path | ByteLM, dtype: str, device: torch.device) -> ByteLM:
+    if isinstance(model, ByteLM):
+        return model
+    return load_model(Namespace(model=Path(model), dtype=dtype, device=str(device)))

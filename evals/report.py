@@ -1,0 +1,101 @@
+"""A report for people: Markdown tables and a chart."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.results import STUDENT, TEACHER
+
+BITS = "bits per byte"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole or not there; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report's tables; numbers are in points (hundredths), ± a standard error, but for bits."""
+    who = [name for name in (TEACHER, STUDENT) if name in report["models"]]
+    lines = [f"# {report['suite']} suite", ""]
+    lines += [f"- {name}: `{report['models'][name]['path']}`, {report['models'][name]['likelihood']}" for name in who]
+    lines += [f"- {', '.join(f'{key} {value}' for key, value in report['versions'].items())}", ""]
+    lines += table(["task", "questions", "metric", "chance", *who, "retention"], _task_rows(report, who))
+    if "noise" in report:
+        lines += ["", "Under noise: mean scores, and the share of the clean score that is kept.", ""]
+        head = ["noise", *(f"{name}{what}" for name in who for what in ("", " kept"))]
+        lines += table(head, [_noise_row(name, row, who) for name, row in report["noise"].items()])
+    return "\n".join(lines) + "\n"
+
+
+def _task_rows(report: dict[str, Any], who: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for name, row in report["tasks"].items():
+        bits = row["metric"] == BITS
+        scores = [_cell(row.get(each, {}).get(row["metric"]), bits) for each in who]
+        guess = "" if bits else f"{100 * row['chance']:.1f}"
+        rows.append([name, str(row["questions"]), row["metric"], guess, *scores, _cell(row.get("retention"), True)])
+    mean = report["mean"]
+    if mean:
+        rows.append(
+            ["**mean**", "", "", "", *(_cell(mean.get(each)) for each in who), _cell(mean.get("retention"), True)]
+        )
+    return rows
+
+
+def _noise_row(name: str, row: dict[str, Any], who: Sequence[str]) -> list[str]:
+    cells = [_cell(row.get(each, {}).get(what), what == "kept") for each in who for what in ("score", "kept")]
+    return [name, *cells]
+
+
+def _cell(estimate: Sequence[float] | None, plain: bool = False) -> str:
+    if estimate is None or math.isnan(estimate[0]):
+        return ""
+    value, error = estimate
+    text = f"{value:.3f}" if plain else f"{100 * value:.1f}"
+    return text if math.isnan(error) else f"{text} ± {error:.3f}" if plain else f"{text} ± {100 * error:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; its first column is flush left, the others right."""
+    marks = ["---" if i == 0 else "--:" for i in range(len(head))]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, marks, *rows)]
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Bars with standard errors: each task's score, or what is kept of it under each noise."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    who = [name for name in (TEACHER, STUDENT) if name in report["models"]]
+    if "noise" in report:
+        bars = {name: [row.get(each, {}).get("kept") for each in who] for name, row in report["noise"].items()}
+        title = "share of the clean score kept"
+    else:
+        rows = {name: row for name, row in report["tasks"].items() if row["metric"] != BITS}
+        bars = {name: [row.get(each, {}).get(row["metric"]) for each in who] for name, row in rows.items()}
+        title = "score"
+    figure, axis = pyplot.subplots(figsize=(1.5 + 0.8 * len(bars), 3.5), layout="constrained")
+    for place, name in enumerate(who):
+        marks = [(i, values[place]) for i, values in enumerate(bars.values()) if values[place] is not None]
+        axis.bar(
+            [i + (place - (len(who) - 1) / 2) * 0.4 for i, _ in marks],
+            [estimate[0] for _, estimate in marks],
+            0.38,
+            yerr=[0 if math.isnan(estimate[1]) else estimate[1] for _, estimate in marks],
+            label=name,
+        )
+    axis.set_xticks(range(len(bars)), bars, rotation=40, ha="right")
+    axis.set_ylabel(title)
+    axis.legend()
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
+    pyplot.close(figure)
+    partial.replace(path)

@@ -1,0 +1,119 @@
+"""What an examination came to, as plain data: scores of teacher and student by task, and what is made of the two."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.exam import Sheet
+from evals.metrics import Estimate, Metric, chance, mean_of, metrics_of, ratio
+from evals.questions import Question
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The questions of a task, clean or under a noise.
+
+    Attributes:
+        task: its name.
+        noise: its name, or ``""``.
+        metric: the task's score.
+        questions: as they are asked.
+    """
+
+    task: str
+    noise: str
+    metric: str
+    questions: Sequence[Question]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}.{self.noise}" if self.noise else self.task
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An exam's metrics by who sat it.
+
+    Attributes:
+        exam: what was asked.
+        metrics: by ``teacher`` and ``student``, those that were examined.
+    """
+
+    exam: Exam
+    metrics: Mapping[str, Mapping[str, Metric]]
+
+    def score(self, who: str) -> Metric | None:
+        """The task's own metric; None where the model was not examined, or does not do what the metric asks for."""
+        return self.metrics.get(who, {}).get(self.exam.metric)
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "questions": len(self.exam.questions),
+            "metric": self.exam.metric,
+            "chance": chance(self.exam.questions),
+        }
+        for who, metrics in self.metrics.items():
+            found[who] = {name: _plain(metric.estimate()) for name, metric in metrics.items()}
+        teacher, student = self.score(TEACHER), self.score(STUDENT)
+        if teacher is not None and student is not None:
+            # Fewer bits are better, so their ratio is turned round.
+            over = (teacher, student) if self.exam.metric == "bits per byte" else (student, teacher)
+            found["retention"] = _plain(ratio(*over))
+        return found
+
+
+def score_exam(exam: Exam, sheets: Mapping[str, Sheet]) -> Scored:
+    """The metrics of whoever has a sheet with all answers."""
+    return Scored(
+        exam,
+        {
+            who: metrics_of(exam.questions, [sheet[question] for question in exam.questions])
+            for who, sheet in sheets.items()
+        },
+    )
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Each exam, the mean score of each model over the clean tasks, and the mean retention."""
+    rows = {one.exam.name: one.as_dict() for one in scored}
+    clean = [one for one in scored if not one.exam.noise and one.exam.metric != "bits per byte"]
+    found: dict[str, Any] = {"tasks": rows, "mean": {}}
+    for who in (TEACHER, STUDENT):
+        scores = [metric.estimate() for one in clean if (metric := one.score(who)) is not None]
+        if scores:
+            found["mean"][who] = _plain(mean_of(scores))
+    kept = [Estimate(*row["retention"]) for one in clean if "retention" in (row := rows[one.exam.name])]
+    if kept:
+        found["mean"]["retention"] = _plain(mean_of(kept))
+    if any(one.exam.noise for one in scored):
+        found["noise"] = kept_under_noise(scored)
+    return found
+
+
+def kept_under_noise(scored: Sequence[Scored]) -> dict[str, Any]:
+    """By noise and model: the mean score over its tasks, and the mean share of the clean score that is kept."""
+    clean = {one.exam.task: one for one in scored if not one.exam.noise}
+    found: dict[str, Any] = {}
+    for noise in dict.fromkeys(one.exam.noise for one in scored if one.exam.noise):
+        found[noise] = {}
+        for who in (TEACHER, STUDENT):
+            pairs = [
+                (metric, before)
+                for one in scored
+                if one.exam.noise == noise
+                and (metric := one.score(who)) is not None
+                and (before := clean[one.exam.task].score(who)) is not None
+            ]
+            if pairs:
+                found[noise][who] = {
+                    "score": _plain(mean_of([metric.estimate() for metric, _ in pairs])),
+                    "clean": _plain(mean_of([before.estimate() for _, before in pairs])),
+                    "kept": _plain(mean_of([ratio(metric, before) for metric, before in pairs])),
+                }
+    return found
+
+
+def _plain(estimate: Estimate) -> list[float]:
+    return [estimate.value, estimate.error]
