@@ -3,6 +3,7 @@
 import math
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,12 @@ def test_the_same_text_gets_the_same_noise(name, text):
 def test_a_prompt_keeps_its_structure(name):
     lines = noised(PROMPT, name, 0).split("\n")
     assert len(lines) == 5 and lines[2] == "" and not lines[-1].endswith(" ")
+
+
+@pytest.mark.parametrize("name", [name for name in NOISES if name != "drop"])
+@given(text=texts)
+def test_no_space_is_added_to_the_end(name, text):
+    assert noised(text, name, 0)[-1:].isspace() == text[-1:].isspace()
 
 
 @every_noise
@@ -256,3 +263,11 @@ def test_look_alikes_are_of_other_scripts_and_of_one_case():
         assert letter.isascii() and letter.isalpha() and letter.isupper() == other.isupper()
         assert unicodedata.name(other).split()[0] in ("CYRILLIC", "GREEK")
     assert (sum(map(str.islower, LOOK_ALIKES)), sum(map(str.isupper, LOOK_ALIKES))) == (15, 17)
+
+
+def test_the_page_shows_what_noise_makes():
+    page = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    text = re.search(r'Of "(.+)" seed 0 makes', page)[1]
+    assert re.findall(r"^\| `(\w+)` \| [^|`]+ \| `([^`]+)` \|$", page, re.MULTILINE) == [
+        (name, noised(text, name, 0)) for name in NOISES
+    ]
