@@ -4,9 +4,9 @@ Each prompt holds four worked examples of its task, about other words, and ends 
 forms that ask the same: as a choice of four and, with ``_exact`` after its name, as a cloze.
 
 The choices of a question are of one length, so that neither a liking for short texts nor a normalisation by length
-tells them apart, and the right one stands at each place equally often. Of every letter that ``count`` asks for, 0, 1, 2
-and 3 are right equally often. So chance is 25 %, for any answer that does not depend on the question. A cloze is right
-where greedy decoding writes the whole answer and the line's end; chance is about 0.
+tells them apart, and the right one stands at each place with equal probability. Of every letter that ``count`` asks
+for, 0, 1, 2 and 3 are right equally often. So chance is 25 %, for any answer that does not depend on the question. A
+cloze is right where greedy decoding writes the whole answer and the line's end; chance is about 0.
 """
 
 import itertools

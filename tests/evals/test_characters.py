@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -113,10 +114,17 @@ def test_wrong_answers_are_near():
                 assert sum(ours != right for ours, right in zip(wrong, answer, strict=True)) <= 2
 
 
-def test_a_question_that_never_changes():
-    context, answer = questions("count", 1, seed=0)[0].pairs[0]
-    assert context.endswith('Question: How many times does the letter "a" occur in "pepper"?\nAnswer:')
-    assert answer == " 3"
+def test_the_page_shows_the_first_questions():
+    page = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    rows = []
+    for task in PROBLEMS:
+        question = questions(task, 1, seed=0)[0]
+        choices = [f"`{continuation.removeprefix(' ')}`" for _, continuation in question.pairs]
+        asked = parsed(question.pairs[0][0])[1]
+        rows.append(f"| `{task}` | {asked} | {', '.join(choices)} | {choices[question.gold]} |")
+    assert "\n".join(rows) in page
+    assert int(re.search(r"(\d+)\s+English\s+words", page)[1]) == len(WORDS)
+    assert all(f"`{task}`" in page for task in TASKS)
 
 
 def test_mistakes_are_named():

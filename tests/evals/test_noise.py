@@ -3,9 +3,10 @@
 import math
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evals.noise import (
@@ -56,6 +57,7 @@ def assert_rate(found: int, of: int, rate: float) -> None:
 
 @every_noise
 @given(text=texts, seed=st.integers(0, 3))
+@example(text="a\rb\r\nc\n\rd\n" * 20, seed=0)
 def test_lines_stay(name, text, seed):
     found = noised(text, name, seed)
     assert re.findall(r"[\r\n]+", found) == re.findall(r"[\r\n]+", text)
@@ -77,19 +79,31 @@ def test_a_prompt_keeps_its_structure(name):
     assert len(lines) == 5 and lines[2] == "" and not lines[-1].endswith(" ")
 
 
+@pytest.mark.parametrize("name", [name for name in NOISES if name != "drop"])
+@given(text=texts)
+def test_no_space_is_added_to_the_end(name, text):
+    assert noised(text, name, 0)[-1:].isspace() == text[-1:].isspace()
+
+
 @every_noise
 def test_nothing_comes_of_nothing(name):
     assert noised("", name, 0) == ""
 
 
 @every_noise
-def test_the_seed_the_name_and_the_text_matter(name):
+def test_the_seed_and_the_text_matter(name):
     if name in ("antspeak", "upper_case"):
         assert noised(LONG, name, 0) == noised(LONG, name, 1)
     else:
         assert noised(LONG, name, 0) != noised(LONG, name, 1)
         # Where the text goes on differently, what it begins with is noised differently too.
         assert noised(LONG, name, 0)[:400] != noised(LONG + "x", name, 0)[:400]
+
+
+def test_noises_draw_apart(monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setitem(NOISES, name, lambda text, rng: str(rng.random()))
+    assert len({noised(text, name, seed) for text in ("", "a") for name in ("one", "two") for seed in (0, 1)}) == 8
 
 
 def test_a_noise_that_does_not_exist_is_named():
@@ -122,6 +136,7 @@ def test_antspeak_only_adds_spaces(text):
     assert found.endswith(" ") == text.endswith(" ")
 
 
+@example(context="a\N{ZERO WIDTH JOINER}", continuation="b")
 @given(context=texts.filter(lambda text: text and text[-1] not in "\r\n"), continuation=texts)
 def test_antspeak_of_the_parts_is_antspeak_of_the_whole(context, continuation):
     continuation = " " + continuation
@@ -256,3 +271,11 @@ def test_look_alikes_are_of_other_scripts_and_of_one_case():
         assert letter.isascii() and letter.isalpha() and letter.isupper() == other.isupper()
         assert unicodedata.name(other).split()[0] in ("CYRILLIC", "GREEK")
     assert (sum(map(str.islower, LOOK_ALIKES)), sum(map(str.isupper, LOOK_ALIKES))) == (15, 17)
+
+
+def test_the_page_shows_what_noise_makes():
+    page = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    text = re.search(r'Of "(.+)" seed 0 makes', page)[1]
+    assert re.findall(r"^\| `(\w+)` \| [^|`]+ \| `([^`]+)` \|$", page, re.MULTILINE) == [
+        (name, noised(text, name, 0)) for name in NOISES
+    ]
