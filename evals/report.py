@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.results import STUDENT, TEACHER
-
-BITS = "bits per byte"
+from evals.results import BITS, STUDENT, TEACHER
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -26,10 +24,12 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [f"- {name}: `{report['models'][name]['path']}`, {report['models'][name]['likelihood']}" for name in who]
     lines += [f"- {', '.join(f'{key} {value}' for key, value in report['versions'].items())}", ""]
     lines += table(["task", "questions", "metric", "chance", *who, "retention"], _task_rows(report, who))
-    if "noise" in report:
-        lines += ["", "Under noise: mean scores, and the share of the clean score that is kept.", ""]
-        head = ["noise", *(f"{name}{what}" for name in who for what in ("", " kept"))]
-        lines += table(head, [_noise_row(name, row, who) for name, row in report["noise"].items()])
+    for what, kept in (("score", "kept"), (BITS, "bits kept")):
+        rows = report.get("noise", {})
+        if any(what in row.get(name, {}) for row in rows.values() for name in who):
+            lines += ["", f"Under noise: mean {what}, and the share of the clean one that is kept.", ""]
+            head = ["noise", *(cell for name in who for cell in (name, f"{name} kept"))]
+            lines += table(head, [_noise_row(name, row, who, what, kept) for name, row in rows.items()])
     return "\n".join(lines) + "\n"
 
 
@@ -48,9 +48,9 @@ def _task_rows(report: dict[str, Any], who: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _noise_row(name: str, row: dict[str, Any], who: Sequence[str]) -> list[str]:
-    cells = [_cell(row.get(each, {}).get(what), what == "kept") for each in who for what in ("score", "kept")]
-    return [name, *cells]
+def _noise_row(noise: str, row: dict[str, Any], who: Sequence[str], what: str, kept: str) -> list[str]:
+    shown = ((what, what == BITS), (kept, True))
+    return [noise, *(_cell(row.get(name, {}).get(key), plain) for name in who for key, plain in shown)]
 
 
 def _cell(estimate: Sequence[float] | None, plain: bool = False) -> str:
@@ -76,7 +76,12 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     who = [name for name in (TEACHER, STUDENT) if name in report["models"]]
     if "noise" in report:
-        bars = {name: [row.get(each, {}).get("kept") for each in who] for name, row in report["noise"].items()}
+        kept = (
+            "kept"
+            if any("kept" in row.get(each, {}) for row in report["noise"].values() for each in who)
+            else "bits kept"
+        )
+        bars = {name: [row.get(each, {}).get(kept) for each in who] for name, row in report["noise"].items()}
         title = "share of the clean score kept"
     else:
         rows = {name: row for name, row in report["tasks"].items() if row["metric"] != BITS}

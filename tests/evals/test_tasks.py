@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from evals.questions import Question, Writing
-from evals.tasks import CORE, data_folder, read_task, read_texts
+from evals.tasks import CORE, data_folder, read_continuations, read_task, read_texts
 from tests.evals.conftest import CHOICES, CLOZES, SUMS
 from training.errors import UserError
 
@@ -84,3 +84,19 @@ def test_data_that_is_missing_or_damaged(data, tmp_path):
     shutil.rmtree(tmp_path / "data/hf_datasets/hails/mmlu_no_train/world_history/dev")
     with pytest.raises(UserError, match="dev holds no rows"):
         read_task(CORE["mmlu"], tmp_path / "data")
+
+
+def test_continuations_begin_between_words(tmp_path):
+    words = "Ein schöner Text, der lange weitergeht und nie\nendet. " * 20
+    for name, text in (("a", words), ("b", words[:300]), ("c", words[7:])):
+        (tmp_path / f"{name}.txt").write_text(text)
+    questions = read_continuations([str(tmp_path / "*.txt")])
+    assert [question.number for question in questions] == [0, 1]
+    for question in questions:
+        ((context, continuation),) = question.pairs
+        assert 400 < len(context) < 450 and 100 < len(continuation) < 150
+        assert words.find(context + continuation) in (0, 7)
+        assert continuation[0].isspace() and not context[-1].isspace() and not continuation[-1].isspace()
+    assert read_continuations([str(tmp_path / "*.txt")], limit=1)[0] in questions
+    with pytest.raises(UserError, match="has 500 characters: give longer ones"):
+        read_continuations([str(tmp_path / "b.txt")])
