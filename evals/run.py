@@ -47,7 +47,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what is asked")
     what.add_argument("--suite", choices=("core", "noise"))
-    what.add_argument("--tasks", type=_names, help=f"of the suite, with commas between them: {', '.join(CORE)}")
+    what.add_argument(
+        "--tasks",
+        type=_names,
+        help=f"of the suite, with commas between them: {', '.join(CORE)}; in the suite noise "
+        f"also {CONTINUATION} (of --text) and tasks about characters (default: {', '.join(NOISE_TASKS)} and these)",
+    )
     what.add_argument("--limit", type=_count, help="questions of each task, drawn by --seed")
     what.add_argument("--seed", type=int, default=0, help="of --limit, noise and character tasks (default: 0)")
     what.add_argument("--noises", type=_names, help=f"of the suite noise: {', '.join(NOISES)}")
@@ -95,8 +100,11 @@ def exams_of(options: argparse.Namespace) -> list[Exam]:
     exams = [Exam(TEXT, "", BITS, read_texts(options.text))] if options.text and options.suite != "noise" else []
     if options.suite is None:
         return exams
-    names = options.tasks or (CORE if options.suite == "core" else (*NOISE_TASKS, *characters.TASKS))
-    known = [*CORE, *(characters.TASKS if options.suite == "noise" else ())]
+    known = [*CORE] if options.suite == "core" else [CONTINUATION, *CORE, *characters.TASKS]
+    usual = [*CORE] if options.suite == "core" else [*NOISE_TASKS, *characters.TASKS]
+    if options.text and options.suite == "noise":
+        usual.insert(0, CONTINUATION)
+    names = options.tasks or usual
     for name in names:
         if name not in known:
             raise UserError(f"--tasks {name}: no such task in suite {options.suite}; there are {', '.join(known)}")
@@ -105,11 +113,13 @@ def exams_of(options: argparse.Namespace) -> list[Exam]:
         if noise not in NOISES:
             raise UserError(f"--noises {noise}: no such noise; there are {', '.join(NOISES)}")
     clean = []
-    if options.text and options.suite == "noise":
-        asked = read_continuations(options.text, limit=options.limit, seed=options.seed)
-        clean.append(Exam(CONTINUATION, "", BITS, asked))
     for name in names:
-        if name in CORE:
+        if name == CONTINUATION:
+            if not options.text:
+                raise UserError(f"--tasks {name} goes on from texts: give --text FILES")
+            asked = read_continuations(options.text, limit=options.limit, seed=options.seed)
+            clean.append(Exam(name, "", BITS, asked))
+        elif name in CORE:
             task = CORE[name]
             asked = read_task(task, data_folder(options.data), limit=options.limit, seed=options.seed)
             clean.append(Exam(name, "", task.metric, asked))

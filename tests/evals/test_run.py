@@ -112,7 +112,7 @@ def test_the_noise_suite(models, data, tmp_path):
 
 def test_continuations_after_noised_beginnings(models, data, tmp_path):
     (tmp_path / "text.md").write_text("The function returns a value where its argument is given.\n" * 20)
-    given = ("--suite", "noise", "--tasks", "piqa", "--noises", "antspeak", "--text", tmp_path / "text.md")
+    given = ("--suite", "noise", "--tasks", "continuation,piqa", "--noises", "antspeak", "--text", tmp_path / "text.md")
     assert run.main(arguments(models, data, tmp_path, *given)) == 0
     report = json.loads((tmp_path / "noise.json").read_text())
     assert list(report["tasks"]) == ["continuation", "continuation.antspeak", "piqa", "piqa.antspeak"]
@@ -163,6 +163,7 @@ def test_arguments_that_do_not_fit_together(given, message, capsys):
         (["--suite", "core", "--tasks", "piqa", "--teacher", "/nowhere"], "no teacher at /nowhere"),
         (["--suite", "core", "--tasks", "boolq"], "task boolq: "),
         (["--text", "/nowhere.txt"], "/nowhere.txt"),
+        (["--suite", "noise", "--tasks", "continuation"], "--tasks continuation goes on from texts: give --text FILES"),
         (["--suite", "core", "--tasks", "piqa", "--device", "tpu"], "--device tpu: use cuda or cpu"),
     ],
 )
