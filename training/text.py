@@ -185,7 +185,7 @@ def _text_parts(
         for number, part in enumerate(_cut_parts(file), 1):
             if number <= start or (wanted and not wanted(number)):
                 continue
-            if _is_utf8(part):
+            if is_utf8(part):
                 yield number, part
             else:
                 skipped.add("invalid UTF-8", f"{path}:{number}")
@@ -317,7 +317,7 @@ def _parquet_records(
                         source = f"{path}:{numbers[row]}"
                         if text is None:
                             skipped.add("no text", source)
-                        elif not _is_utf8(text):
+                        elif not is_utf8(text):
                             skipped.add("invalid UTF-8", source)
                         else:
                             yield numbers[row], text
@@ -325,7 +325,7 @@ def _parquet_records(
         raise UnreadableFile(f"cannot read {path}: {first_line(error)}") from error
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -373,7 +373,7 @@ def _python_docstrings(processes: int | None) -> Generator[tuple[str, Docstrings
 
     for name in sorted(topics):
         yield f"pydoc_data.topics/{name}", _digested([inspect.cleandoc(topics[name])])
-    files = _python_files()
+    files = python_files()
     workers = min(processes or os.cpu_count() or 1, 8)
     # fork: the workers need nothing but this module, and a fresh interpreter would import the caller's main again.
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
@@ -382,7 +382,7 @@ def _python_docstrings(processes: int | None) -> Generator[tuple[str, Docstrings
         yield from zip((name for name, _ in files), docstrings, strict=True)
 
 
-def _python_files() -> list[tuple[str, str]]:
+def python_files() -> list[tuple[str, str]]:
     """(machine-independent name, path) of the Python files to read, ordered by a hash of the name."""
     paths = sysconfig.get_paths()
     roots = {"stdlib": paths["stdlib"], "site-packages": paths["purelib"], "site-packages-native": paths["platlib"]}
