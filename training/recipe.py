@@ -1,11 +1,7 @@
 """A run is a recipe: a TOML file read into frozen dataclasses, every key checked."""
 
-import contextlib
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +9,10 @@ from typing import Any
 
 from models import ByteLMConfig
 from training.errors import UserError
+from training.stage_recipe import STAGES, StageRecipe, check_stage
+from training.tables import build, check_not_negative, check_one_of, check_positive, check_share, merge, parse_override
 
 RECIPES = Path(__file__).parent / "recipes"
-STAGES = ("1.1", "1.2", "1.3", "2.1", "2.2")
 
 
 @dataclass(frozen=True)
@@ -179,44 +176,6 @@ class LogRecipe:
 
 
 @dataclass(frozen=True)
-class StageRecipe:
-    """One stage.
-
-    Attributes:
-        lr: peak learning rate.
-        warmup: share of the stage over which it rises from 0.
-        floor: share of the peak that it falls to.
-        decay: ``linear`` or ``cosine``.
-        bytes: training bytes; or
-        seconds: training time (the schedule then follows the clock).
-        lr_scale: factor on the rate of parameters whose name begins with a key.
-        global_batch_bytes: bytes in one optimizer step, where this stage wants others than the run.
-        alignment_weight: of the embedding alignment beside stage 1.2's distillation.
-        direction: of stage 1.2's KL: ``reverse`` is KL(student || teacher).
-        boundary_weight: of the boundary loss beside stage 2.2's cross-entropy.
-        end_weight: of a token end against a byte that ends none, in the boundary loss.
-        distill_weight: of a KL to the teacher's next-token distribution that stays in stage 2.2.
-        draft_weight: of the draft head's cross-entropy in stages 2.1 and 2.2, where the model has such a head. It is
-            positive: to go without, leave ``model.draft_head`` off.
-    """
-
-    lr: float
-    warmup: float = 0.01
-    floor: float = 0.1
-    decay: str = "cosine"
-    bytes: int | None = None
-    seconds: float | None = None
-    lr_scale: dict[str, float] = field(default_factory=dict)
-    global_batch_bytes: int | None = None
-    alignment_weight: float = 1.0
-    direction: str = "reverse"
-    boundary_weight: float = 1.0
-    end_weight: float = 1.0
-    distill_weight: float = 0.0
-    draft_weight: float = 0.3
-
-
-@dataclass(frozen=True)
 class Recipe:
     """A whole run.
 
@@ -251,29 +210,29 @@ class Recipe:
         for name, stage in self.stage.items():
             if name not in STAGES:
                 raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)}")
-            _check_stage(f"{where}: stage {name}", stage)
+            check_stage(f"{where}: stage {name}", stage)
         if self.control:
-            _check_stage(f"{where}: control", self.control, needs_length=False)
-        _check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
-        _check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
-        _check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
-        _check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
+            check_stage(f"{where}: control", self.control, needs_length=False)
+        check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
+        check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
+        check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
+        check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
         if self.teacher.hidden_size % self.teacher.num_attention_heads:
             raise UserError(f"{where}: teacher: num_attention_heads must divide hidden_size {self.teacher.hidden_size}")
         if self.teacher.num_attention_heads % self.teacher.num_key_value_heads:
             raise UserError(f"{where}: teacher: num_key_value_heads must divide num_attention_heads")
-        _check_positive(where, self, "keep_checkpoints")
+        check_positive(where, self, "keep_checkpoints")
         if self.teacher.config is not None:
             numbers = [f.name for f in dataclasses.fields(TeacherConfig) if f.type is int]
-            _check_positive(f"{where}: teacher.config", self.teacher.config, *numbers)
-        _check_positive(f"{where}: optimizer", self.optimizer, "clip")
-        _check_not_negative(f"{where}: optimizer", self.optimizer, "max_skipped")
-        _check_not_negative(f"{where}: parallel", self.parallel, "shard")
-        _check_positive(f"{where}: log", self.log, "every", "peak_tflops")
+            check_positive(f"{where}: teacher.config", self.teacher.config, *numbers)
+        check_positive(f"{where}: optimizer", self.optimizer, "clip")
+        check_not_negative(f"{where}: optimizer", self.optimizer, "max_skipped")
+        check_not_negative(f"{where}: parallel", self.parallel, "shard")
+        check_positive(f"{where}: log", self.log, "every", "peak_tflops")
         if self.log.wandb is not None and not self.log.wandb.strip():
             raise UserError(f"{where}: log: wandb names a project, got {self.log.wandb!r}; leave it out for none")
         sizes = ("batch_bytes", "global_batch_bytes", "measure_bytes", "score_bytes", "limit_bytes")
-        _check_positive(f"{where}: data", self.data, *sizes, "streams", "shuffle_bytes")
+        check_positive(f"{where}: data", self.data, *sizes, "streams", "shuffle_bytes")
         _check_data(f"{where}: data", self.data)
         if not 3 <= self.data.window <= self.data.batch_bytes:
             raise UserError(
@@ -321,44 +280,11 @@ def batch_sizes(data: DataRecipe, stage: StageRecipe, processes: int) -> tuple[i
     return batch_bytes, max(1, round(wanted / (batch_bytes * processes)))
 
 
-def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
-    if needs_length and (stage.bytes is None) == (stage.seconds is None):
-        raise UserError(f"{where}: give bytes or seconds, one of them")
-    _check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight", "draft_weight")
-    _check_share(where, stage, "warmup", "floor")
-    _check_one_of(where, stage, "decay", ("linear", "cosine"))
-    _check_one_of(where, stage, "direction", ("reverse", "forward"))
-
-
 def _check_data(where: str, data: DataRecipe) -> None:
     if data.workers < 0:
         raise UserError(f"{where}: workers must be 0 or more, got {data.workers}")
     if data.stream and data.limit_bytes is not None:
         raise UserError(f"{where}: a stream reads on, and has no limit_bytes: leave it out, or set data.stream=false")
-
-
-def _check_positive(where: str, numbers: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(numbers, name)
-        if value is not None and value <= 0:
-            raise UserError(f"{where}: {name} must be positive, got {value}")
-
-
-def _check_not_negative(where: str, numbers: Any, *names: str) -> None:
-    for name in names:
-        if getattr(numbers, name) < 0:
-            raise UserError(f"{where}: {name} must not be negative, got {getattr(numbers, name)}")
-
-
-def _check_share(where: str, numbers: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(numbers, name) <= 1:
-            raise UserError(f"{where}: {name} is a share in [0, 1], got {getattr(numbers, name)}")
-
-
-def _check_one_of(where: str, numbers: Any, name: str, choices: Sequence[str]) -> None:
-    if getattr(numbers, name) not in choices:
-        raise UserError(f"{where}: {name} must be {' or '.join(choices)}, got {getattr(numbers, name)!r}")
 
 
 def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -382,7 +308,7 @@ def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"recipe {path}: {error}") from None
     table.setdefault("name", path.stem)
     for override in overrides:
-        _merge(table, _parse_override(override))
+        merge(table, parse_override(override))
     return recipe_from(table)
 
 
@@ -392,73 +318,9 @@ def recipe_from(table: dict[str, Any]) -> Recipe:
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range.
     """
-    recipe: Recipe = _build(Recipe, table, f"recipe {table['name']}", "")
+    recipe: Recipe = build(Recipe, table, f"recipe {table['name']}")
     stages = {name: recipe.stage[name] for name in STAGES if name in recipe.stage}
     return dataclasses.replace(recipe, stage=stages)
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text!r} is not key=value: the '=' is missing")
-    for candidate in (text, f"{key}={_quoted(value)}"):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            return tomllib.loads(candidate)
-    raise UserError(f'--set {text!r}: {key!r} is not a key; give data.window=1024 or stage."2.2".lr=1e-4')
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
-    for key, value in table.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _build(kind: Any, value: Any, where: str, at: str) -> Any:
-    """A value of the annotated type, or a UserError that names the key."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        inner = [option for option in typing.get_args(kind) if option is not type(None)]
-        return _build(inner[0], value, where, at)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where, at)
-    if origin is dict and isinstance(value, dict):
-        element = typing.get_args(kind)[1]
-        return {key: _build(element, item, where, f"{at}.{key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_build(typing.get_args(kind)[0], item, where, at) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = origin or kind
-    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
-        raise UserError(f"{where}: {at.lstrip('.')} must be {plain.__name__}, got {value!r}")
-    return value
-
-
-def _build_dataclass(kind: Any, value: Any, where: str, at: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {at.lstrip('.')} must be a table, got {value!r}")
-    kinds = typing.get_type_hints(kind)
-    for key in value:
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(kinds)}"
-            raise UserError(f"{where}: unknown key {f'{at}.{key}'.lstrip('.')!r}{hint}")
-    missing = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in value]
-    if missing:
-        raise UserError(f"{where}: {f'{at}.{missing[0]}'.lstrip('.')} is missing")
-    return kind(**{key: _build(kinds[key], item, where, f"{at}.{key}") for key, item in value.items()})
-
-
-def _is_required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def parse_duration(text: str) -> float:

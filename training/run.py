@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from training.objectives import Context, Learner, Teacher, measure
 from training.parallel import Ranks, blocks_of, full_state, shard_
 from training.plan import check_teacher
 from training.precision import fast_at_bf16
-from training.recipe import ModelRecipe, Recipe, StageRecipe, batch_sizes
+from training.recipe import Recipe, StageRecipe, batch_sizes
 from training.run_folder import checkpoint_of, logs_of
 from training.sinks import check_wandb
 from training.snapshot import Snapshots
@@ -37,9 +37,8 @@ from training.sources import Sources, fingerprint
 from training.stage_log import StageLog
 from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.stream import StreamBatches
+from training.student import check_model_folder, load_student
 from training.teacher import load_teacher, small_llama
-
-_CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
 
 
 class Run:
@@ -149,7 +148,7 @@ class Run:
         check_wandb(self.recipe.log.wandb)
         first = names[0]
         if start is not None:
-            _check_model_folder(start)
+            check_model_folder(start)
         elif (before := self._before(first)) and self.result_of(self.stage_folder(before)) is None:
             raise UserError(
                 f"stage {first} starts from stage {before}, which has no result in {self.stage_folder(before)}: "
@@ -373,52 +372,3 @@ class Run:
                     mine.append(Score(*(part.cpu() for part in scored)))
         scores = [scored for one in self.ranks.gather(mine) for scored in one]
         return Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
-
-
-def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
-    """A byte-level model from a folder.
-
-    Args:
-        folder: written by a stage.
-        config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
-            too many: the dechunk, or the head, is then made anew or dropped.
-
-    Raises:
-        UserError: no such folder, no byte-level model in it, or other sizes.
-    """
-    _check_model_folder(folder)
-    try:
-        model = ByteLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load {folder}: {str(error).splitlines()[0]}") from error
-    if config is None:
-        return model
-    for name, found, wanted in _sizes(model.config, config):
-        if found != wanted:
-            raise UserError(f"{folder} has {name} {found!r}, but the recipe and its teacher ask for {wanted!r}")
-    others = {name: getattr(config, name) for name in _CHANGEABLE}
-    if all(getattr(model.config, name) == value for name, value in others.items()):
-        return model
-    kept = model.state_dict() if model.config.dechunk == config.dechunk else _without(model.state_dict(), "dechunk.")
-    other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), **others}))
-    own = other.state_dict()
-    other.load_state_dict({name: kept.get(name, value) for name, value in own.items()})
-    return other
-
-
-def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
-    for field in dataclasses.fields(ModelRecipe):
-        if field.name not in _CHANGEABLE:
-            yield field.name, getattr(found, field.name), getattr(wanted, field.name)
-    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)
-
-
-def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if not name.startswith(prefix)}
-
-
-def _check_model_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no byte-level model in {folder}: give a folder that a stage has written")

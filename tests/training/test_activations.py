@@ -14,8 +14,7 @@ from training.data import Batches
 from training.flops import Rows
 from training.objectives import Context, Teacher
 from training.parallel import blocks_of
-from training.recipe import StageRecipe, read_recipe
-from training.run import ModelRecipe
+from training.recipe import ModelRecipe, StageRecipe, read_recipe
 from training.stages import STAGES
 from training.teacher import small_llama
 

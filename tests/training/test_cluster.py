@@ -15,8 +15,8 @@ from tests.training.conftest import COMMAND, ROOT, TINY_RECIPE, documents, one_t
 from training.corpus import prepare
 from training.meter import READINGS
 from training.recipe import STAGES
-from training.run import load_student
 from training.sinks import JSONL
+from training.student import load_student
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PAIR = [*TORCHRUN, "training/stage.py"]
