@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parallel.start("cpu"),
     )
     run.prepare()
-    rows = {name: profile_stage(run, name, options.steps) for name in run.recipe.stage}
+    rows = {name: profile_stage(run, name, options.steps) for name in run.recipe.order}
     columns = list(next(iter(rows.values())))
     cells = [["stage", *columns]]
     for name, row in rows.items():

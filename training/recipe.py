@@ -9,10 +9,11 @@ from typing import Any
 
 from models import ByteLMConfig
 from training.errors import UserError
-from training.stage_recipe import STAGES, StageRecipe, check_stage
+from training.stage_recipe import JOINT, KNOWN_STAGES, STAGES, StageRecipe, check_stage
 from training.tables import build, check_not_negative, check_one_of, check_positive, check_share, merge, parse_override
 
 RECIPES = Path(__file__).parent / "recipes"
+ARCHITECTURES = ("llama", "qwen3", "olmo2")
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,21 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """The token-trained model. Without a ``path`` a small Llama is trained on the run's own text, once, and cached.
+    """The token-trained model. Without a ``path`` a small one is trained on the run's own text, once, and cached.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.
         config: the sizes of the model at ``path``, for ``--plan``; a model of other sizes is refused.
+        architecture: of the small one: ``llama``, ``qwen3`` or ``olmo2``.
         vocab_size: of its byte-level BPE.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size: its sizes.
-        seconds: training time of the small Llama.
+        seconds: training time of the small one.
         lr, warmup, floor: its learning-rate schedule, as in :class:`StageRecipe`.
     """
 
     path: str | None = None
     config: TeacherConfig | None = None
+    architecture: str = "llama"
     vocab_size: int = 4096
     hidden_size: int = 256
     num_hidden_layers: int = 4
@@ -59,7 +62,7 @@ class TeacherRecipe:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The small Llama's own numbers."""
+        """The small one's own numbers."""
         names = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
         return {name: getattr(self, name) for name in names.split()}
 
@@ -181,6 +184,8 @@ class Recipe:
 
     Attributes:
         name: of the run's folder.
+        curriculum: names of the stages in the order in which they run; the paper's, as far as the recipe has them,
+            where it is None. A stage may be left out; ``joint`` stands for 1.1 to 1.3 at once.
         seed: of weights, data order and draws.
         precision: ``auto`` (bf16 compute where the device is fast at it), ``bf16`` or ``fp32``; masters are fp32.
         checkpoint_seconds: time between checkpoints inside a stage.
@@ -193,6 +198,7 @@ class Recipe:
 
     name: str
     stage: dict[str, StageRecipe]
+    curriculum: tuple[str, ...] | None = None
     seed: int = 0
     precision: str = "auto"
     checkpoint_seconds: float = 300
@@ -208,13 +214,15 @@ class Recipe:
     def __post_init__(self) -> None:
         where = f"recipe {self.name}"
         for name, stage in self.stage.items():
-            if name not in STAGES:
-                raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)}")
-            check_stage(f"{where}: stage {name}", stage)
+            if name not in KNOWN_STAGES:
+                raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)} and {JOINT}")
+            check_stage(f"{where}: stage {name}", name, stage)
+        self._check_curriculum(where)
         if self.control:
-            check_stage(f"{where}: control", self.control, needs_length=False)
+            check_stage(f"{where}: control", "control", self.control, needs_length=False)
         check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
         check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
+        check_one_of(f"{where}: teacher", self.teacher, "architecture", ARCHITECTURES)
         check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
         check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
         if self.teacher.hidden_size % self.teacher.num_attention_heads:
@@ -244,15 +252,46 @@ class Recipe:
         except ValueError as error:
             raise UserError(f"{where}: model: {error}") from None
 
-    def stage_recipe(self, name: str) -> "StageRecipe":
+    def _check_curriculum(self, where: str) -> None:
+        if self.curriculum is not None and not self.curriculum:
+            raise UserError(f"{where}: curriculum is empty: name a stage, or leave it out for the paper's order")
+        for number, name in enumerate(self.order):
+            if name not in KNOWN_STAGES:
+                raise UserError(
+                    f"{where}: curriculum: unknown stage {name!r}; the stages are {', '.join(STAGES)} and {JOINT}"
+                )
+            if name in self.order[:number]:
+                raise UserError(f"{where}: curriculum names stage {name} twice: each has one result, so leave one out")
+            if name not in self.stage:
+                raise UserError(
+                    f'{where}: curriculum names stage {name}, which has no numbers: add a table [stage."{name}"] with '
+                    "its lr and its bytes or seconds, or leave it out"
+                )
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The stages' names in the order in which they run."""
+        if self.curriculum is not None:
+            return self.curriculum
+        return tuple(name for name in STAGES if name in self.stage)
+
+    def stage_recipe(self, name: str) -> StageRecipe:
         """The numbers of a stage.
 
         Raises:
-            UserError: the recipe leaves it out.
+            UserError: the curriculum leaves it out.
         """
-        if name not in self.stage:
-            raise UserError(f"recipe {self.name} has no stage {name}; it has {', '.join(self.stage)}")
+        if name not in self.order:
+            raise UserError(
+                f"recipe {self.name} has no stage {name} in its curriculum; it has {', '.join(self.order)}: "
+                "set curriculum to one with it"
+            )
         return self.stage[name]
+
+    def before(self, name: str) -> str | None:
+        """The stage that runs before one of the curriculum; None before the first."""
+        number = self.order.index(name)
+        return self.order[number - 1] if number else None
 
     def scaled(self, budget: float) -> "Recipe":
         """The same run with its training times scaled so that they sum to ``budget`` seconds.
@@ -260,13 +299,13 @@ class Recipe:
         Raises:
             UserError: a stage is measured in bytes, so that its time is not known.
         """
-        timed = [stage.seconds for stage in self.stage.values()]
+        timed = [self.stage[name].seconds for name in self.order]
         if any(seconds is None for seconds in timed):
             raise UserError(f"recipe {self.name}: --budget needs stages that are measured in seconds")
         own_teacher = 0.0 if self.teacher.path else self.teacher.seconds
         factor = budget / (sum(s for s in timed if s is not None) + own_teacher)
         stages = {
-            name: dataclasses.replace(stage, seconds=(stage.seconds or 0) * factor)
+            name: dataclasses.replace(stage, seconds=stage.seconds * factor) if stage.seconds else stage
             for name, stage in self.stage.items()
         }
         teacher = dataclasses.replace(self.teacher, seconds=self.teacher.seconds * factor)
@@ -319,7 +358,7 @@ def recipe_from(table: dict[str, Any]) -> Recipe:
         UserError: an unknown key, a value of the wrong type or out of range.
     """
     recipe: Recipe = build(Recipe, table, f"recipe {table['name']}")
-    stages = {name: recipe.stage[name] for name in STAGES if name in recipe.stage}
+    stages = {name: recipe.stage[name] for name in KNOWN_STAGES if name in recipe.stage}
     return dataclasses.replace(recipe, stage=stages)
 
 

@@ -149,7 +149,7 @@ class Run:
         first = names[0]
         if start is not None:
             check_model_folder(start)
-        elif (before := self._before(first)) and self.result_of(self.stage_folder(before)) is None:
+        elif (before := self.recipe.before(first)) and self.result_of(self.stage_folder(before)) is None:
             raise UserError(
                 f"stage {first} starts from stage {before}, which has no result in {self.stage_folder(before)}: "
                 f"run --stage {before} first, or give --from MODEL"
@@ -157,17 +157,13 @@ class Run:
         if control:
             self._control_recipe()
 
-    def _before(self, name: str) -> str | None:
-        names = list(self.recipe.stage)
-        return names[names.index(name) - 1] if names.index(name) else None
-
     def student_before(self, name: str, start: Path | None = None) -> ByteLM:
         """The model that a stage starts from: ``start``, else the result of the stage before, else a fresh student.
 
         Raises:
             UserError: it has other sizes than the recipe or the teacher.
         """
-        before = self._before(name)
+        before = self.recipe.before(name)
         torch.manual_seed(self.recipe.seed)  # of a fresh student, or of parts that are made anew
         if start is None and before is None:
             return ByteLM.from_teacher(self.teacher.model, self._student_config())
@@ -182,7 +178,7 @@ class Run:
         With several processes the model is cut over them, and is no use afterwards: load it from the stage's folder.
         """
         context = Context(model, self.placed_teacher, self.recipe.stage[name])
-        before = self._before(name)
+        before = self.recipe.before(name)
         origin = str(start.resolve()) if start else f"stage {before}" if before else "a fresh model"
         return self._train(STAGES[name], context, self.stage_folder(name), origin=origin)
 
@@ -203,7 +199,7 @@ class Run:
     def _control_recipe(self) -> StageRecipe:
         if self.recipe.control is None:
             raise UserError(f"recipe {self.recipe.name} has no [control], which --control trains")
-        seconds = [stage.seconds for stage in self.recipe.stage.values()]
+        seconds = [self.recipe.stage[name].seconds for name in self.recipe.order]
         if None in seconds:
             raise UserError("--control trains for the stages' seconds, but the recipe measures a stage in bytes")
         return dataclasses.replace(self.recipe.control, seconds=sum(s for s in seconds if s), bytes=None)

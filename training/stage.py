@@ -20,9 +20,11 @@ from training import parallel, plan_command, report
 from training.checkpoint import write_folder
 from training.errors import Preempted, UserError
 from training.loop import told_to_stop
-from training.recipe import STAGES, Recipe, parse_duration, read_recipe, recipe_from
-from training.run import Run, load_student
+from training.recipe import Recipe, parse_duration, read_recipe, recipe_from
+from training.run import Run
 from training.run_folder import claim_folder
+from training.stage_recipe import KNOWN_STAGES
+from training.student import load_student
 
 DATA_HELP = "files or globs (.txt .md .jsonl[.gz|.zst] .parquet), or datasets: hf:NAME, hf:NAME:CONFIG, hf:FOLDER"
 PROMPTS = ("Return the ", "The function ", "If the argument is ")
@@ -30,7 +32,7 @@ PROMPTS = ("Return the ", "The function ", "If the argument is ")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="stage.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--stage", required=True, choices=[*STAGES, "all"], help="one stage, or all in their order")
+    parser.add_argument("--stage", required=True, choices=[*KNOWN_STAGES, "all"], help="one stage, or the curriculum")
     parser.add_argument("--recipe", default="quickstart", help="a name in training/recipes, or a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe's value")
     parser.add_argument("--teacher", metavar="PATH", help="a Hugging Face folder or a GGUF file")
@@ -130,7 +132,7 @@ def run_command(arguments: Sequence[str] | None, told: Sequence[int]) -> int:
         recipe = recipe_of(options, options.out)
         if options.control and options.stage != "all":
             raise UserError("--control compares with the whole curriculum: give --stage all")
-        names = list(recipe.stage) if options.stage == "all" else [options.stage]
+        names = list(recipe.order) if options.stage == "all" else [options.stage]
         if plan_command.run_command(recipe, names, options):
             return 0
         ranks = parallel.start(options.device)
