@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import harness, machine
 from benchmarks.report import aligned, write_json
 from training import loop, parallel
-from training.objectives import Context
+from training.context import Context
 from training.optimizer import make_optimizer
 from training.recipe import recipe_from
 from training.run import Run

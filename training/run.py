@@ -20,12 +20,14 @@ from models.core import use_packed
 from models.local_stack import Block
 from training import loop
 from training.checkpoint import read_summary, write_folder
+from training.context import Anchor, Context, Learner, Teacher
 from training.data import Batches, held_out_batches
 from training.errors import UserError
-from training.flops import CoreSizes, Rows, Sizes, next_token_flops, stage_flops
+from training.flops import CoreSizes, Extras, Rows, Sizes, next_token_flops, stage_flops
 from training.meter import Meter, Peak, peak_flops
 from training.metrics import Metrics
-from training.objectives import Context, Learner, Teacher, measure
+from training.noise import Noise, NoisedBatches
+from training.objectives import measure
 from training.parallel import Ranks, blocks_of, full_state, shard_
 from training.plan import check_teacher
 from training.precision import fast_at_bf16
@@ -38,7 +40,7 @@ from training.stage_log import StageLog
 from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.stream import StreamBatches
 from training.student import check_model_folder, load_student
-from training.teacher import load_teacher, small_llama
+from training.teacher import load_teacher, small_teacher
 
 
 class Run:
@@ -105,7 +107,7 @@ class Run:
         if self.teacher_row is None:
             tokenizer = self.sources.own_tokenizer()
             torch.manual_seed(self.recipe.seed)
-            model = use_packed(small_llama(tokenizer, **recipe.sizes))
+            model = use_packed(small_teacher(tokenizer, recipe.architecture, **recipe.sizes))
             schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
             self._train(TEACHER, Context(model, None, schedule), folder, tokenizer=tokenizer)
             self.teacher_row = self.result_of(folder)
@@ -177,10 +179,24 @@ class Run:
 
         With several processes the model is cut over them, and is no use afterwards: load it from the stage's folder.
         """
-        context = Context(model, self.placed_teacher, self.recipe.stage[name])
+        recipe = self.recipe.stage[name]
+        anchor = self._anchor(model) if recipe.anchor_weight else None
+        context = Context(model, self.placed_teacher, recipe, anchor)
         before = self.recipe.before(name)
         origin = str(start.resolve()) if start else f"stage {before}" if before else "a fresh model"
         return self._train(STAGES[name], context, self.stage_folder(name), origin=origin)
+
+    def _anchor(self, model: ByteLM) -> Anchor:
+        """The model that a stage begins with, as it is when the stage is resumed too, for the stage to be held against.
+
+        Raises:
+            UserError: it has lost its token head.
+        """
+        if not model.config.token_head:
+            raise UserError(
+                "anchor_weight needs a model with a token head: give --from a stage's folder, or leave it out"
+            )
+        return self._place(Anchor(model))
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -270,12 +286,15 @@ class Run:
                 block.compile(dynamic=True)
         return self._place(Learner(context), torch.bfloat16 if self.is_bf16() else None)
 
-    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches, int]:
+    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches | NoisedBatches, int]:
         """Batches of one rank, and how many of them make an optimizer step."""
         batch_bytes, accumulation = batch_sizes(self.recipe.data, recipe, self.ranks.size)
         seed = int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31
         batches = self.sources.batches(self.corpus, self.tokenizer, batch_bytes=batch_bytes, seed=seed)
-        return batches, accumulation
+        if not recipe.noise_share:
+            return batches, accumulation
+        noise = Noise(recipe.noise_share, recipe.noise_kinds, recipe.noise_rate, seed)
+        return NoisedBatches(batches, noise), accumulation
 
     def _measure(self, stage: Stage, learner: Learner) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -333,8 +352,8 @@ class Run:
         )
         if stage is TEACHER:
             return next_token_flops(CoreSizes.of(config), rows).total / rows.bytes
-        distill = context.recipe.distill_weight > 0
-        return stage_flops(Sizes.of(config), stage.name, rows, distill=distill).total / rows.bytes
+        extras = Extras.of(stage.name, context.recipe)
+        return stage_flops(Sizes.of(config), stage.name, rows, extras).total / rows.bytes
 
     # ------------------------------------------------------------------------------------------------------ scores
 

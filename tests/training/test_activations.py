@@ -10,9 +10,9 @@ from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 from models.core import use_packed
 from training.activations import activations
+from training.context import Context, Teacher
 from training.data import Batches
 from training.flops import Rows
-from training.objectives import Context, Teacher
 from training.parallel import blocks_of
 from training.recipe import ModelRecipe, StageRecipe, read_recipe
 from training.stages import STAGES
@@ -68,7 +68,7 @@ def test_the_estimate_is_what_autograd_saves(quickstart, batch, name, dtype):
     model, planned, teacher = quickstart
     context = Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1))
     found, rows = measured(context, STAGES[name], batch, dtype)
-    estimate = activations(planned, STAGES[name], rows, dtype, distill=False)
+    estimate = activations(planned, STAGES[name], rows, dtype)
     assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
 
 
@@ -82,7 +82,7 @@ def test_checkpointed_blocks_keep_their_inputs_alone(quickstart, batch, name, mo
             monkeypatch.setattr(block, "forward", partial(checkpoint, block.forward, use_reentrant=False))
     context = Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1))
     found, rows = measured(context, stage, batch, torch.float32)
-    estimate = activations(planned, stage, rows, torch.float32, distill=False)
+    estimate = activations(planned, stage, rows, torch.float32)
     kept = estimate.saved - estimate.blocks + estimate.block_inputs
     assert kept + estimate.logits == pytest.approx(found, rel=0.1)
     assert estimate.peak(checkpoint=True) == kept + estimate.largest_block + 2 * estimate.widest

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from bytekernels import next_byte_targets
 from models import ByteLM, ByteLMConfig, score
 from training import objectives
+from training.context import Context, Learner, Teacher
 from training.data import Batches, held_out_batches
-from training.objectives import Context, Learner, Teacher, measure
+from training.objectives import measure
 from training.parallel import Ranks
 from training.recipe import StageRecipe
 from training.stages import STAGES
