@@ -13,10 +13,11 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from bytekernels import AlignedBatch
+from bytekernels import BOS, AlignedBatch
 from models import ByteLM, ByteLMConfig, Score, score, token_score
 from models.byte_lm import core_settings
 from models.core import use_packed
+from models.likelihood import path_log_probs
 from models.local_stack import Block
 from training import loop
 from training.checkpoint import read_summary, write_folder
@@ -67,7 +68,8 @@ class Run:
         """
         with self.sources.lock():
             if self.recipe.teacher.path:
-                teacher, self.tokenizer = load_teacher(self.recipe.teacher.path)
+                self.teacher_folder = Path(self.recipe.teacher.path)
+                teacher, self.tokenizer = load_teacher(self.teacher_folder)
                 check_teacher(self.recipe.teacher, teacher.config)
                 self.corpus = self.sources.corpus(self.tokenizer)
             else:
@@ -102,7 +104,7 @@ class Run:
         data, recipe = self.recipe.data, self.recipe.teacher
         batch = (data.window, data.batch_bytes, data.global_batch_bytes)
         key = fingerprint(self.corpus.fingerprint, recipe, batch, self.recipe.optimizer, self.recipe.seed)
-        folder = self.sources.cache / f"teacher-{key}"
+        self.teacher_folder = folder = self.sources.cache / f"teacher-{key}"
         self.teacher_row = self.result_of(folder)
         if self.teacher_row is None:
             tokenizer = self.sources.own_tokenizer()
@@ -373,6 +375,22 @@ class Run:
         if model.config.dechunk == "lookahead":
             return None
         return self._score(lambda batch: score(model, batch.ids, batch.cu_seqlens))
+
+    def leaking_score(self, model: ByteLM) -> Score | None:
+        """What a model whose dechunk weight sees the next byte makes of the same rows; None for any other model.
+
+        The text is fed in, and each byte leaks into its own prediction, so this is no likelihood of anything, and not
+        to be held against bits per byte. It shows that such a model has learnt, and how much it leaks.
+        """
+        if model.config.dechunk != "lookahead":
+            return None
+
+        def of_batch(batch: AlignedBatch) -> Score:
+            output = model(batch.ids, batch.cu_seqlens)
+            log_probs = path_log_probs(output.logits, batch.ids, batch.cu_seqlens, output.routing.boundary)
+            return Score(log_probs.sum()[None], (batch.ids != BOS).sum()[None])
+
+        return self._score(of_batch)
 
     @torch.no_grad()
     def _score(self, of_batch: Callable[[AlignedBatch], Score]) -> Score:
