@@ -10,9 +10,10 @@ from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 from models.core import use_packed
 from training.activations import activations
-from training.context import Context, Teacher
+from training.context import Anchor, Context, Teacher
 from training.data import Batches
-from training.flops import Rows
+from training.flops import Extras, Rows
+from training.noise import Noise
 from training.parallel import blocks_of
 from training.recipe import ModelRecipe, StageRecipe, read_recipe
 from training.stages import STAGES
@@ -70,6 +71,21 @@ def test_the_estimate_is_what_autograd_saves(quickstart, batch, name, dtype):
     found, rows = measured(context, STAGES[name], batch, dtype)
     estimate = activations(planned, STAGES[name], rows, dtype)
     assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"consistency_weight": 1.0}, {"anchor_weight": 0.5, "distill_weight": 0.5}], ids=str
+)
+def test_what_options_keep(quickstart, batch, numbers):
+    model, planned, teacher = quickstart
+    recipe, stage = StageRecipe(lr=1e-3, bytes=1, **numbers), STAGES["2.2"]
+    stage.freeze_others(model)
+    context = Context(model, Teacher(teacher), recipe, Anchor(model))
+    clean = Noise(0.0, ("drop",), 0.1, seed=0).apply(batch)
+    found, rows = measured(context, stage, clean, torch.float32)
+    estimate = activations(planned, stage, rows, torch.float32, Extras.of("2.2", recipe))
+    assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
+    assert estimate.saved > activations(planned, stage, rows, torch.float32).saved
 
 
 @pytest.mark.parametrize("name", ["1.1", "2.1", "2.2"])

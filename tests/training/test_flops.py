@@ -1,5 +1,7 @@
 """FLOPs of each stage against torch's own counter on a small model, whose products and attention it sees."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -7,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from bytekernels.linear_kl import chunked
 from models import ByteLM, ByteLMConfig
 from training import objectives
-from training.context import Context, Teacher
+from training.context import Anchor, Context, Teacher
 from training.data import Batches
 from training.flops import (
     CoreSizes,
@@ -20,6 +22,7 @@ from training.flops import (
     stage_flops,
     stage_parts,
 )
+from training.noise import Noise
 from training.recipe import StageRecipe
 from training.stages import STAGES
 
@@ -127,6 +130,27 @@ def test_a_stage_that_keeps_distilling_runs_the_teacher_too(teacher, batch):
     head = 2 * len(batch.token_ids) * model.token_head.weight.numel()
     added, wanted = found.total - without.total, distilled.total - plain.total
     assert wanted * 0.99 <= added <= (wanted + head) * 1.01
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("1.3", {"consistency_weight": 1.0}), ("2.2", {"anchor_weight": 0.5}), ("2.2", {"consistency_weight": 1.0})],
+)
+def test_options_compute_what_is_counted(teacher, batch, name, numbers):
+    """Against the same stage without them, on a batch that noise has left as it was."""
+    model, stage = student(teacher), STAGES[name]
+    stage.freeze_others(model)
+    clean = Noise(0.0, ("drop",), 0.1, seed=0).apply(batch)
+    found, wanted = [], []
+    for recipe in (StageRecipe(lr=1e-3, bytes=1), StageRecipe(lr=1e-3, bytes=1, **numbers)):
+        context = Context(model, Teacher(teacher), recipe, Anchor(model))
+        found.append(counted(partial(stage.objective, context, clean)).total)
+        parts = stage_parts(Sizes.of(model.config), name, rows_of(batch), Extras.of(name, recipe))
+        wanted.append(expected(parts).total)
+    # Of a head that is not trained the op may or may not make the weight's gradient: the figure leaves it out.
+    head = 2 * len(batch.token_ids) * model.token_head.weight.numel() if "anchor_weight" in numbers else 0
+    added, counts = found[1] - found[0], wanted[1] - wanted[0]
+    assert counts > 0 and counts * 0.99 <= added <= (counts + head) * 1.01
 
 
 def test_the_teachers_own_training(teacher, batch):
