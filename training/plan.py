@@ -240,7 +240,7 @@ class _Planner:
                 root, block = _groups(teacher)
                 weights += narrow * (root + 2 * block * guided)
         if extras.anchor:
-            weights += self._anchor(group)
+            weights += self._anchor(group, narrow)
         sizes = {
             "masters": 4 * _count(model) / group,
             "weights": weights,
@@ -251,14 +251,14 @@ class _Planner:
         }
         return {part: round(sizes[part]) for part in PARTS}
 
-    def _anchor(self, group: int) -> float:
-        """Bytes of the frozen copy that an anchored stage is held against, and of what is gathered of it: fp32."""
+    def _anchor(self, group: int, narrow: int) -> float:
+        """Bytes of the frozen copy that an anchored stage is held against, in fp32, and of what is gathered of it."""
         parts = (self.model.encoder, self.model.core, self.model.token_head)
         held = 4 * sum(map(_count, parts)) / group
         if group == 1:
             return held
         groups = [_groups(part) for part in parts]
-        return held + 4 * sum(root for root, _ in groups) + 8 * max(block for _, block in groups)
+        return held + 4 * sum(root for root, _ in groups) + 2 * narrow * max(block for _, block in groups)
 
     def _activations(self, name: str, rows: Rows, dtype: torch.dtype, extras: Extras) -> Activations:
         if name not in self._kept:

@@ -96,6 +96,11 @@ class Run:
         shard_(module, self._mesh, narrow, keep=(Block,))
         return module
 
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        """What blocks that are cut over processes compute in beside fp32 masters."""
+        return torch.bfloat16 if self.is_bf16() else None
+
     @cached_property
     def _mesh(self) -> DeviceMesh:
         return self.ranks.mesh(self.recipe.parallel.shard)
@@ -181,24 +186,23 @@ class Run:
 
         With several processes the model is cut over them, and is no use afterwards: load it from the stage's folder.
         """
-        recipe = self.recipe.stage[name]
-        anchor = self._anchor(model) if recipe.anchor_weight else None
-        context = Context(model, self.placed_teacher, recipe, anchor)
+        context = self.context(name, model)
         before = self.recipe.before(name)
         origin = str(start.resolve()) if start else f"stage {before}" if before else "a fresh model"
         return self._train(STAGES[name], context, self.stage_folder(name), origin=origin)
 
-    def _anchor(self, model: ByteLM) -> Anchor:
-        """The model that a stage begins with, as it is when the stage is resumed too, for the stage to be held against.
+    def context(self, name: str, model: ByteLM) -> Context:
+        """A stage's teacher and numbers around the model that it begins with, as it is when it is resumed too.
 
         Raises:
-            UserError: it has lost its token head.
+            UserError: the stage is to be held against a model that has lost its token head.
         """
-        if not model.config.token_head:
-            raise UserError(
-                "anchor_weight needs a model with a token head: give --from a stage's folder, or leave it out"
-            )
-        return self._place(Anchor(model))
+        recipe, anchor = self.recipe.stage[name], None
+        if recipe.anchor_weight:
+            if not model.config.token_head:
+                raise UserError(f"stage {name}: anchor_weight needs a token head: start --from a stage's folder")
+            anchor = self._place(Anchor(model), self._narrow)
+        return Context(model, self.placed_teacher, recipe, anchor)
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -286,7 +290,7 @@ class Run:
         if parallel.compile:
             for block in blocks_of(model):
                 block.compile(dynamic=True)
-        return self._place(Learner(context), torch.bfloat16 if self.is_bf16() else None)
+        return self._place(Learner(context), self._narrow)
 
     def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches | NoisedBatches, int]:
         """Batches of one rank, and how many of them make an optimizer step."""
