@@ -22,7 +22,6 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import harness, machine
 from benchmarks.report import aligned, write_json
 from training import loop, parallel
-from training.objectives import Context
 from training.optimizer import make_optimizer
 from training.recipe import recipe_from
 from training.run import Run
@@ -44,7 +43,7 @@ def group_of(op: str) -> str:
 def profile_stage(run: Run, name: str, steps: int) -> dict[str, float]:
     """A stage's milliseconds a step, bytes a second, and shares of the step's time by group and at the floor."""
     stage, recipe = STAGES[name], run.recipe.stage[name]
-    context = Context(run.student_before(name), run.placed_teacher, recipe)
+    context = run.context(name, run.student_before(name))
     learner = run.learner(stage, context)
     named = [(key, parameter) for key, parameter in context.model.named_parameters() if parameter.requires_grad]
     batches, accumulation = run.batches(stage, recipe)
@@ -86,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parallel.start("cpu"),
     )
     run.prepare()
-    rows = {name: profile_stage(run, name, options.steps) for name in run.recipe.stage}
+    rows = {name: profile_stage(run, name, options.steps) for name in run.recipe.order}
     columns = list(next(iter(rows.values())))
     cells = [["stage", *columns]]
     for name, row in rows.items():

@@ -21,7 +21,7 @@ import bytekernels
 from bytekernels import BOS, Routing
 from models import ByteLM
 from models.byte_lm import JOINT
-from training.flops import Rows
+from training.flops import PLAIN, Extras, Rows
 from training.parallel import blocks_of
 from training.stages import Stage
 
@@ -58,7 +58,7 @@ class Activations:
         return kept + 2 * self.widest
 
 
-def activations(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, *, distill: bool) -> Activations:
+def activations(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extras: Extras = PLAIN) -> Activations:
     """What a stage's forward pass over a batch keeps.
 
     Args:
@@ -66,19 +66,19 @@ def activations(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, *, 
         stage: whose objective is run.
         rows: the batch.
         dtype: of matrix products: bfloat16 under autocast, else float32.
-        distill: the teacher's distribution stays in stage 2.2's loss.
+        extras: what is computed besides.
     """
     stage.freeze_others(model)
     model.core.backbone.set_attn_implementation(ATTENTION)
     # Copies of weights are saved too, and do not grow: what a batch of this size adds to one is what it takes.
     one, two = (
-        _run(model, stage, Rows(n * rows.bytes, n * rows.chunks, n * rows.sequences), dtype, distill) for n in (1, 2)
+        _run(model, stage, Rows(n * rows.bytes, n * rows.chunks, n * rows.sequences), dtype, extras) for n in (1, 2)
     )
     names = Activations.__dataclass_fields__
     return Activations(**{name: getattr(two, name) - getattr(one, name) for name in names})
 
 
-def _run(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, distill: bool) -> Activations:
+def _run(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extras: Extras) -> Activations:
     ledger = _Ledger()
     with ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
@@ -86,7 +86,7 @@ def _run(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, distill: b
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.save, lambda tensor: tensor))
         for handle in ledger.watch(model):
             stack.callback(handle.remove)
-        _objective(model, stage, rows, dtype, distill, ledger)
+        _objective(model, stage, rows, dtype, extras, ledger)
     return ledger.result()
 
 
@@ -175,31 +175,36 @@ AttentionInterface.register(ATTENTION, _attention)
 # ---------------------------------------------------------------------- training/objectives.py on shapes
 
 
-def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, distill: bool, ledger: _Ledger) -> None:
+def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extras: Extras, ledger: _Ledger) -> None:
     """The forward pass of the stage's objective, as :mod:`training.objectives` has it, with M fixed beforehand."""
     ids, flags = torch.empty(rows.bytes, dtype=torch.uint8), torch.empty(rows.bytes, dtype=torch.bool)
     cu_seqlens = torch.empty(rows.sequences + 1, dtype=torch.int32)
     h = model.encoder(ids, cu_seqlens)
     by_token = bytekernels.routing_of(flags, cu_seqlens, capacity=rows.chunks)
-    if stage.name in ("1.1", "1.2"):
+    if stage.name in ("1.1", "1.2", "joint"):
         ends = bytekernels.gather_chunks(h, by_token)
         F.mse_loss(ends.float(), torch.empty(ends.shape))
-        if stage.name == "1.2":
+        if stage.name != "1.1":
             _KeptGradient.apply(_core(model, ends).to(dtype))
-        return
+        if stage.name != "joint":
+            return
     routing = bytekernels.route(
         model.router.q_proj(h), model.router.k_proj(h), cu_seqlens, required=ids == BOS, capacity=rows.chunks
     )
     if stage.name != "2.1":
         _boundary_loss(routing, flags)
-    if stage.name == "1.3":
+    if extras.consistency:
+        _consistency_loss(routing, flags)
+    if stage.name in ("1.3", "joint"):
         return
     chunks = _core(model, bytekernels.gather_chunks(h, routing))
     logits, draft = model.decoder(model.dechunk(chunks, h, routing), ids, cu_seqlens)
     if model.config.dechunk == "causal":
         F.binary_cross_entropy_with_logits(model.dechunk.weight_logits(h), flags.float())
-    if distill:
-        _KeptGradient.apply(_core(model, bytekernels.gather_chunks(h, by_token)).to(dtype))
+    if extras.distill or extras.anchor:
+        hidden = _core(model, bytekernels.gather_chunks(h, by_token)).to(dtype)
+        for _ in range(extras.distill + extras.anchor):
+            _KeptGradient.apply(hidden)
     ledger.part = "logits"
     targets = torch.empty(rows.bytes, dtype=torch.int64)
     assert logits.shape == (rows.bytes, JOINT)
@@ -217,3 +222,9 @@ def _core(model: ByteLM, chunks: Tensor) -> Tensor:
 def _boundary_loss(routing: Routing, targets: Tensor) -> None:
     losses = F.binary_cross_entropy(routing.prob.clamp(1e-6, 1 - 1e-6), targets.float(), reduction="none")
     (losses * targets).sum()
+
+
+def _consistency_loss(routing: Routing, flags: Tensor) -> None:
+    found, wanted = routing.prob.clamp(1e-6, 1 - 1e-6), torch.empty(routing.prob.shape)
+    kl = wanted * (wanted / found).log() + (1 - wanted) * ((1 - wanted) / (1 - found)).log()
+    (kl * flags).sum()

@@ -1,6 +1,7 @@
 """A run's result as a Hugging Face folder: ``python training/export.py RUN OUT``."""
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ from models import ByteLM
 from training.checkpoint import read_summary, write_folder
 from training.errors import UserError
 from training.parallel import Ranks
-from training.recipe import STAGES
-from training.run import load_student
+from training.recipe import recipe_from
 from training.run_folder import checkpoint_of
 from training.snapshot import Saved, Snapshots
+from training.stage_recipe import KNOWN_STAGES, STAGES
+from training.student import load_student
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,7 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="export.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("out", type=Path, help="the folder to be made")
-    parser.add_argument("--stage", choices=STAGES, help="whose result (default: the last finished stage's)")
+    parser.add_argument("--stage", choices=KNOWN_STAGES, help="whose result (default: the last finished stage's)")
     parser.add_argument(
         "--checkpoint", action="store_true", help="the newest checkpoint of --stage, which has not finished"
     )
@@ -36,8 +38,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def finished(run: Path) -> list[str]:
-    """The stages of a run that have a result, in their order."""
-    return [name for name in STAGES if read_summary(run / "stages" / name) is not None]
+    """The stages of a run that have a result, in the order of its curriculum."""
+    kept = run / "recipe.json"
+    order = recipe_from(json.loads(kept.read_text())).order if kept.is_file() else STAGES
+    return [name for name in order if read_summary(run / "stages" / name) is not None]
 
 
 def model_of(run: Path, stage: str | None, checkpoint: bool) -> ByteLM:

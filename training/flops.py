@@ -23,6 +23,7 @@ from bytekernels.norm import roofline as norm_room
 from bytekernels.route import roofline as route_room
 from models.byte_lm import JOINT
 from models.config import ByteLMConfig
+from training.stage_recipe import StageRecipe
 from training.stages import CONTROL, STAGES
 
 TABLE = 256  # rows of a byte table
@@ -110,26 +111,52 @@ class Sizes:
         return cls(core=CoreSizes.of(config.core_config()), **own)
 
 
-def stage_flops(sizes: Sizes, stage: str, rows: Rows, *, distill: bool = False) -> Flops:
+@dataclass(frozen=True)
+class Extras:
+    """Options of a stage that compute more than it does without them.
+
+    Attributes:
+        distill: the teacher's distribution stays in stage 2.2's loss.
+        anchor: so does that of the model that stage 2.2 began with.
+        consistency: encoder and router read the clean bytes beside the noised ones.
+    """
+
+    distill: bool = False
+    anchor: bool = False
+    consistency: bool = False
+
+    @classmethod
+    def of(cls, stage: str, recipe: StageRecipe) -> Self:
+        """Those that a recipe asks of a stage, or of the control."""
+        last = stage in ("2.2", CONTROL.name)
+        return cls(last and recipe.distill_weight > 0, last and recipe.anchor_weight > 0, recipe.consistency_weight > 0)
+
+
+PLAIN = Extras()
+
+
+def stage_flops(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) -> Flops:
     """Operations of a stage's forward and backward pass over a batch.
 
     Args:
         sizes: of the student; the teacher is as large as its core.
-        stage: one of the five, or ``control``.
+        stage: one of :data:`training.stages.STAGES`, or ``control``.
         rows: the batch. Its sequences are taken to be of one length, which understates attention where they differ.
-        distill: the teacher's distribution stays in the loss of stage 2.2.
+        extras: what is computed besides.
     """
-    return sum(stage_parts(sizes, stage, rows, distill=distill).values(), Flops())
+    return sum(stage_parts(sizes, stage, rows, extras).values(), Flops())
 
 
-def stage_parts(sizes: Sizes, stage: str, rows: Rows, *, distill: bool = False) -> dict[str, Flops]:
+def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) -> dict[str, Flops]:
     """:func:`stage_flops` in three parts: ``products``, ``attention`` and ``kernels`` (the project's own ops)."""
     chosen = CONTROL if stage == CONTROL.name else STAGES[stage]
     learns = {name: f"{name}." in chosen.trains for name in ("encoder", "router", "core", "token_head", "dechunk")}
     tally = _Tally(sizes, rows)
     tally.encoder(learns["encoder"])
-    if stage == "1.2":
+    if stage in ("1.2", "joint"):
         tally.distillation(learns["core"], learns["token_head"])
+        if stage == "joint":
+            tally.router(learns["router"], learns["encoder"])
     elif stage == "1.3":
         tally.router(learns["router"], learns["encoder"])
     elif stage != "1.1":
@@ -137,8 +164,18 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, *, distill: bool = False) 
         tally.core(learns["core"])
         tally.dechunk(learns["dechunk"], learns["encoder"])
         tally.decoder()
-        if distill and stage != "2.1":
-            tally.distillation(learns["core"], learns["token_head"])
+        if extras.distill or extras.anchor:
+            tally.core(learns["core"])
+        if extras.distill:
+            tally.core(False)
+            tally.heads(learns["token_head"], learns["core"])
+        if extras.anchor:
+            tally.encoder(False)
+            tally.core(False)
+            tally.heads(learns["token_head"], learns["core"])
+    if extras.consistency:
+        tally.encoder(False)
+        tally.router(False, False)
     return tally.parts
 
 
@@ -246,8 +283,12 @@ class _Tally(_CoreTally):
 
     def distillation(self, core: bool, head: bool) -> None:
         """The core over the tokenizer's chunks, the frozen teacher, and both heads."""
-        chunks, width, vocab = self.rows.chunks, self.core_sizes.width, self.core_sizes.vocab
         self.core(core)
         self.core(False)
+        self.heads(head, core)
+
+    def heads(self, head: bool, core: bool) -> None:
+        """The student's token head, and the one that it is held against, which is frozen."""
+        chunks, width, vocab = self.rows.chunks, self.core_sizes.width, self.core_sizes.vocab
         self.product(chunks, width, vocab, head, core)
         self.product(chunks, width, vocab, False, False)

@@ -2,78 +2,22 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 import bytekernels
 from bytekernels import AlignedBatch
 from bytekernels.ragged import IGNORE
-from models.core import run_packed, use_packed
+from models.byte_lm import ByteLMOutput
+from models.core import run_packed
 from models.likelihood import next_token_targets, path_log_probs
+from training.context import Anchor, Context, Learner, Teacher
+from training.noise import NoisedBatch
 from training.parallel import Ranks
-from training.recipe import StageRecipe
-
-
-class Teacher(nn.Module):
-    """The frozen token-trained model. All of its parameters that are not in blocks are read by way of ``forward``.
-
-    Args:
-        model: a causal language model of transformers that accepts ``inputs_embeds``.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = use_packed(model).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, batch: AlignedBatch, *, hidden: bool = True) -> Tensor:
-        """The last hidden state at every token, or the tokens' input embeddings: [M, d_core]."""
-        embeddings = self.model.get_input_embeddings()(batch.token_ids)
-        return run_packed(self.model.base_model, embeddings, batch.token_cu) if hidden else embeddings
-
-    def narrow(self, dtype: torch.dtype) -> None:
-        """Keep the parameters in a narrower dtype. Buffers stay: rotary frequencies would lose their angles."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(dtype)
-
-    @property
-    def head(self) -> Tensor:
-        """[V, d_core], the token head's weight, which may be read after a forward pass."""
-        return self.model.get_output_embeddings().weight
-
-
-@dataclass(frozen=True)
-class Context:
-    """Who learns from whom, and how.
-
-    Attributes:
-        model: the student (a token-trained model while a teacher is being made).
-        teacher: None where a stage needs none.
-        recipe: the stage's numbers.
-    """
-
-    model: PreTrainedModel
-    teacher: Teacher | None
-    recipe: StageRecipe
-
-
-class Learner(nn.Module):
-    """The root under which a stage computes: FSDP2 gathers parameters for what happens inside a forward pass."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__()
-        self.model = context.model
-        self._context = (context,)  # in a tuple, so that the teacher is no module of this one
-
-    def forward(self, function: Callable[[Context, AlignedBatch], Any], batch: AlignedBatch) -> Any:
-        """``function(context, batch)``: an objective, or a measure's sums."""
-        return function(self._context[0], batch)
 
 
 class Loss(NamedTuple):
@@ -108,17 +52,24 @@ def boundary_targets(context: Context, batch: AlignedBatch) -> tuple[Tensor, Ten
         bool [T] targets, and bool [T], False where the answer is forced: at BOS, and at the last byte of a sequence
         where the router looks ahead.
     """
-    lengths = batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]
-    first = batch.cu_seqlens[:-1].long()[lengths > 0]
-    last = batch.cu_seqlens[1:].long()[lengths > 0] - 1
-    free = torch.ones_like(batch.token_end)
-    free[first] = False
+    free = _free_answers(context, batch.cu_seqlens, batch.ids.shape[0])
     if context.model.config.lookahead:
-        free[last] = False
         return batch.token_end, free
     starts = torch.roll(batch.token_end, 1)
-    starts[first] = True
+    starts[_first_bytes(batch.cu_seqlens)] = True
     return starts, free
+
+
+def _first_bytes(cu_seqlens: Tensor) -> Tensor:
+    return cu_seqlens[:-1].long()[cu_seqlens[1:] > cu_seqlens[:-1]]
+
+
+def _free_answers(context: Context, cu_seqlens: Tensor, total: int) -> Tensor:
+    free = torch.ones(total, dtype=torch.bool, device=cu_seqlens.device)
+    free[_first_bytes(cu_seqlens)] = False
+    if context.model.config.lookahead:
+        free[cu_seqlens[1:].long()[cu_seqlens[1:] > cu_seqlens[:-1]] - 1] = False
+    return free
 
 
 def next_token(context: Context, batch: AlignedBatch) -> Loss:
@@ -142,19 +93,24 @@ def alignment(context: Context, batch: AlignedBatch) -> Loss:
 def distillation(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.2: KL to the teacher's next-token distribution at each token end, and the alignment kept beside it."""
     h = context.model.encoder(batch.ids, batch.cu_seqlens)
+    return _loss(_count(batch.token_ids), **_distillation_means(context, batch, h))
+
+
+def _distillation_means(context: Context, batch: AlignedBatch, h: Tensor) -> dict[str, Tensor]:
+    recipe = context.recipe
     routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
     ends = bytekernels.gather_chunks(h, routing)
-    means = {"kl": _token_kl(context, batch, context.model.core(ends, routing.cu_chunks), context.recipe.direction)}
-    if context.recipe.alignment_weight:
+    hidden = context.model.core(ends, routing.cu_chunks)
+    means = {"kl": _token_kl(context, context.teacher, batch, hidden, recipe.direction)}
+    if recipe.alignment_weight:
         wanted = context.teacher(batch, hidden=False)
-        means["alignment"] = context.recipe.alignment_weight * F.mse_loss(ends.float(), wanted.float())
-    return _loss(_count(batch.token_ids), **means)
+        means["alignment"] = recipe.alignment_weight * F.mse_loss(ends.float(), wanted.float())
+    return means
 
 
-def _token_kl(context: Context, batch: AlignedBatch, hidden: Tensor, direction: str) -> Tensor:
-    target = context.teacher(batch)
-    student_head = context.model.token_head.weight
-    return bytekernels.linear_kl(hidden, student_head, target, context.teacher.head, direction=direction)
+def _token_kl(context: Context, guide: Teacher | Anchor, batch: AlignedBatch, hidden: Tensor, direction: str) -> Tensor:
+    target = guide(batch)
+    return bytekernels.linear_kl(hidden, context.model.token_head.weight, target, guide.head, direction=direction)
 
 
 def boundary(context: Context, batch: AlignedBatch) -> Loss:
@@ -162,7 +118,8 @@ def boundary(context: Context, batch: AlignedBatch) -> Loss:
     with torch.no_grad():
         h = context.model.encoder(batch.ids, batch.cu_seqlens)
     prob = context.model.router(h, batch.ids, batch.cu_seqlens).prob
-    return _loss(_count(batch.ids), boundary=_boundary_loss(context, batch, prob))
+    means = {"boundary": _boundary_loss(context, batch, prob), **_consistency_means(context, batch, prob)}
+    return _loss(_count(batch.ids), **means)
 
 
 def _boundary_loss(context: Context, batch: AlignedBatch, prob: Tensor) -> Tensor:
@@ -173,20 +130,74 @@ def _boundary_loss(context: Context, batch: AlignedBatch, prob: Tensor) -> Tenso
     return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
 
 
+def _consistency_means(context: Context, batch: AlignedBatch | NoisedBatch, prob: Tensor) -> dict[str, Tensor]:
+    """The option that makes the router's answers on noised bytes agree with its own on the clean ones."""
+    weight = context.recipe.consistency_weight
+    if not (weight and isinstance(batch, NoisedBatch)):
+        return {}
+    return {"consistency": weight * _consistency_loss(context, batch, prob)}
+
+
+def _consistency_loss(context: Context, batch: NoisedBatch, prob: Tensor) -> Tensor:
+    """Mean KL(clean || noised) of "does a chunk end here?" over the noised bytes that stand for a clean one."""
+    model, place = context.model, batch.twin.clamp(min=0)
+    with torch.no_grad():
+        h = model.encoder(batch.clean_ids, batch.clean_cu)
+        clean = model.router(h, batch.clean_ids, batch.clean_cu).prob
+    wanted, clean_free = (answers[place] for answers in _end_answers(context, clean, batch.clean_cu))
+    found, free = _end_answers(context, prob, batch.cu_seqlens)
+    kl = wanted * (wanted / found).log() + (1 - wanted) * ((1 - wanted) / (1 - found)).log()
+    weights = (batch.twin >= 0) & free & clean_free
+    return (kl * weights).sum() / weights.sum().clamp(min=1)
+
+
+def _end_answers(context: Context, prob: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities that a chunk ends on each byte, float32 [T], and which are free. H-Net's router tells of starts."""
+    free = _free_answers(context, cu_seqlens, prob.shape[0])
+    prob = prob.float().clamp(1e-6, 1 - 1e-6)
+    if context.model.config.lookahead:
+        return prob, free
+    return prob.roll(-1), free.roll(-1)
+
+
+def joint(context: Context, batch: AlignedBatch) -> Loss:
+    """Stages 1.1 to 1.3 at once: distillation with the alignment beside it, and the boundary loss."""
+    model = context.model
+    h = model.encoder(batch.ids, batch.cu_seqlens)
+    means = _distillation_means(context, batch, h)
+    prob = model.router(h, batch.ids, batch.cu_seqlens).prob
+    means["boundary"] = context.recipe.boundary_weight * _boundary_loss(context, batch, prob)
+    return _loss(_count(batch.token_ids), **means, **_consistency_means(context, batch, prob))
+
+
 def next_byte(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 2.1: cross-entropy of the next byte, jointly with whether one of the router's chunks ends on it.
 
     A draft head beside it learns the byte after the next.
     """
-    return _next_byte(context, batch, boundary_weight=0.0, distill_weight=0.0)
+    _, count, means = _next_byte(context, batch)
+    return _loss(count, **means)
 
 
 def end_to_end(context: Context, batch: AlignedBatch) -> Loss:
-    """Stage 2.2: stage 2.1's loss, the router's, and as an option the distillation of stage 1.2."""
-    return _next_byte(context, batch, context.recipe.boundary_weight, context.recipe.distill_weight)
+    """Stage 2.2: stage 2.1's loss, the router's, and as options the distillation of stage 1.2, from the teacher or from
+    the model that the stage began with.
+    """
+    model, recipe = context.model, context.recipe
+    output, count, means = _next_byte(context, batch)
+    if recipe.boundary_weight:
+        means["boundary"] = recipe.boundary_weight * _boundary_loss(context, batch, output.routing.prob)
+    means |= _consistency_means(context, batch, output.routing.prob)
+    if recipe.distill_weight or recipe.anchor_weight:
+        hidden = model.token_hidden(output.h, batch.token_end, batch.cu_seqlens)
+    if recipe.distill_weight:
+        means["kl"] = recipe.distill_weight * _token_kl(context, context.teacher, batch, hidden, "reverse")
+    if recipe.anchor_weight:
+        means["anchor"] = recipe.anchor_weight * _token_kl(context, context.anchor, batch, hidden, "reverse")
+    return _loss(count, **means)
 
 
-def _next_byte(context: Context, batch: AlignedBatch, boundary_weight: float, distill_weight: float) -> Loss:
+def _next_byte(context: Context, batch: AlignedBatch) -> tuple[ByteLMOutput, Tensor, dict[str, Tensor]]:
     model = context.model
     output = model(batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
@@ -196,12 +207,7 @@ def _next_byte(context: Context, batch: AlignedBatch, boundary_weight: float, di
     if model.config.dechunk == "causal":
         logits = model.dechunk.weight_logits(output.h)
         means["dechunk"] = F.binary_cross_entropy_with_logits(logits, output.routing.boundary.float())
-    if boundary_weight:
-        means["boundary"] = boundary_weight * _boundary_loss(context, batch, output.routing.prob)
-    if distill_weight:
-        hidden = model.token_hidden(output.h, batch.token_end, batch.cu_seqlens)
-        means["kl"] = distill_weight * _token_kl(context, batch, hidden, "reverse")
-    return _loss((targets != IGNORE).sum(), **means)
+    return output, (targets != IGNORE).sum(), means
 
 
 def draft_targets(targets: Tensor) -> Tensor:

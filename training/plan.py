@@ -30,19 +30,20 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import bytekernels
 from models import ByteLM, ByteLMConfig
 from models.byte_lm import JOINT, core_settings
 from training.activations import Activations, activations
 from training.errors import UserError
-from training.flops import Rows, Sizes, stage_flops
+from training.flops import Extras, Rows, Sizes, stage_flops
 from training.muon import Muon
 from training.optimizer import make_optimizer
 from training.parallel import blocks_of
-from training.recipe import Recipe, StageRecipe, TeacherConfig, TeacherRecipe, batch_sizes
+from training.recipe import Recipe, TeacherConfig, TeacherRecipe, batch_sizes
 from training.stages import STAGES
+from training.teacher import small_config
 
 ROOM = 0.1
 BYTES_PER_TOKEN = 4.5
@@ -192,7 +193,7 @@ class _Planner:
         stage, data = recipe.stage_recipe(name), recipe.data
         batch_bytes, accumulation = batch_sizes(data, stage, machine.devices)
         rows = Rows(batch_bytes, round(batch_bytes / machine.bytes_per_token), max(1, batch_bytes // data.window))
-        flops = accumulation * stage_flops(self.sizes, name, rows, distill=_distills(name, stage)).total
+        flops = accumulation * stage_flops(self.sizes, name, rows, Extras.of(name, stage)).total
         step_bytes = batch_bytes * accumulation * machine.devices
         rate = _rate(machine, step_bytes, flops)
         if stage.bytes is None:
@@ -216,9 +217,10 @@ class _Planner:
         model, teacher, stage = self.model, self.teacher, recipe.stage_recipe(name)
         group = recipe.parallel.shard or machine.devices
         dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
-        narrow, token_kl = dtype.itemsize, name == "1.2" or _distills(name, stage)
+        extras = Extras.of(name, stage)
+        narrow, guided = dtype.itemsize, name in ("1.2", "joint") or extras.distill
         trained = STAGES[name].freeze_others(model)
-        kept = self._activations(name, rows, dtype, _distills(name, stage))
+        kept = self._activations(name, rows, dtype, extras)
         moments = sum(
             parameter.numel() * (1 if isinstance(part, Muon) else 2)
             for part in make_optimizer(trained, recipe.optimizer, stage).parts
@@ -234,28 +236,35 @@ class _Planner:
             root, block = _groups(model)
             gradients += 4 * sum(_groups(model, trained_only=True))
             weights += (4 + narrow * copied) * root + 2 * narrow * block
-            if token_kl or name == "1.1":
+            if guided or name == "1.1":
                 root, block = _groups(teacher)
-                weights += narrow * (root + 2 * block * token_kl)
+                weights += narrow * (root + 2 * block * guided)
+        if extras.anchor:
+            weights += self._anchor(group, narrow)
         sizes = {
             "masters": 4 * _count(model) / group,
             "weights": weights,
             "gradients": gradients,
             "optimizer": 4 * moments / group,
             "activations": kept.peak(recipe.parallel.checkpoint_activations),
-            "logits": _logits(model.config, kept, rows, narrow, token_kl),
+            "logits": _logits(model.config, kept, rows, narrow, guided or extras.anchor),
         }
         return {part: round(sizes[part]) for part in PARTS}
 
-    def _activations(self, name: str, rows: Rows, dtype: torch.dtype, distill: bool) -> Activations:
+    def _anchor(self, group: int, narrow: int) -> float:
+        """Bytes of the frozen copy that an anchored stage is held against, in fp32, and of what is gathered of it."""
+        parts = (self.model.encoder, self.model.core, self.model.token_head)
+        held = 4 * sum(map(_count, parts)) / group
+        if group == 1:
+            return held
+        groups = [_groups(part) for part in parts]
+        return held + 4 * sum(root for root, _ in groups) + 2 * narrow * max(block for _, block in groups)
+
+    def _activations(self, name: str, rows: Rows, dtype: torch.dtype, extras: Extras) -> Activations:
         if name not in self._kept:
-            self._kept[name] = rows, activations(self.model, STAGES[name], rows, dtype, distill=distill)
+            self._kept[name] = rows, activations(self.model, STAGES[name], rows, dtype, extras)
         read_at, kept = self._kept[name]
         return kept.scaled(rows.bytes / read_at.bytes)
-
-
-def _distills(name: str, stage: StageRecipe) -> bool:
-    return name == "2.2" and stage.distill_weight > 0
 
 
 def _rate(machine: Machine, step_bytes: int, flops: float) -> float | None:
@@ -294,14 +303,13 @@ def _count(module: nn.Module, trained_only: bool = False) -> int:
 
 
 def teacher_config(recipe: TeacherRecipe) -> PreTrainedConfig:
-    """The teacher's configuration: its folder's own, else the recipe's ``[teacher.config]``, else the small Llama's.
+    """The teacher's configuration: its folder's own, else the recipe's ``[teacher.config]``, else the small one's.
 
     Raises:
         UserError: none of them is there, the folder's cannot be read, or it says otherwise than the recipe.
     """
     if recipe.path is None:
-        sizes = {"vocab_size": recipe.vocab_size, **recipe.sizes}
-        return LlamaConfig(**sizes, max_position_embeddings=2048, tie_word_embeddings=True)
+        return small_config(recipe.architecture, recipe.vocab_size, **recipe.sizes)
     folder = Path(recipe.path).expanduser()
     if (folder / "config.json").is_file():
         try:

@@ -1,11 +1,7 @@
 """A run is a recipe: a TOML file read into frozen dataclasses, every key checked."""
 
-import contextlib
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +9,11 @@ from typing import Any
 
 from models import ByteLMConfig
 from training.errors import UserError
+from training.stage_recipe import JOINT, KNOWN_STAGES, STAGES, StageRecipe, check_stage
+from training.tables import build, check_not_negative, check_one_of, check_positive, check_share, merge, parse_override
 
 RECIPES = Path(__file__).parent / "recipes"
-STAGES = ("1.1", "1.2", "1.3", "2.1", "2.2")
+ARCHITECTURES = ("llama", "qwen3", "olmo2")
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,21 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """The token-trained model. Without a ``path`` a small Llama is trained on the run's own text, once, and cached.
+    """The token-trained model. Without a ``path`` a small one is trained on the run's own text, once, and cached.
 
     Attributes:
         path: a Hugging Face folder or a GGUF file.
         config: the sizes of the model at ``path``, for ``--plan``; a model of other sizes is refused.
+        architecture: of the small one: ``llama``, ``qwen3`` or ``olmo2``.
         vocab_size: of its byte-level BPE.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size: its sizes.
-        seconds: training time of the small Llama.
+        seconds: training time of the small one.
         lr, warmup, floor: its learning-rate schedule, as in :class:`StageRecipe`.
     """
 
     path: str | None = None
     config: TeacherConfig | None = None
+    architecture: str = "llama"
     vocab_size: int = 4096
     hidden_size: int = 256
     num_hidden_layers: int = 4
@@ -62,7 +62,7 @@ class TeacherRecipe:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The small Llama's own numbers."""
+        """The small one's own numbers."""
         names = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
         return {name: getattr(self, name) for name in names.split()}
 
@@ -179,49 +179,13 @@ class LogRecipe:
 
 
 @dataclass(frozen=True)
-class StageRecipe:
-    """One stage.
-
-    Attributes:
-        lr: peak learning rate.
-        warmup: share of the stage over which it rises from 0.
-        floor: share of the peak that it falls to.
-        decay: ``linear`` or ``cosine``.
-        bytes: training bytes; or
-        seconds: training time (the schedule then follows the clock).
-        lr_scale: factor on the rate of parameters whose name begins with a key.
-        global_batch_bytes: bytes in one optimizer step, where this stage wants others than the run.
-        alignment_weight: of the embedding alignment beside stage 1.2's distillation.
-        direction: of stage 1.2's KL: ``reverse`` is KL(student || teacher).
-        boundary_weight: of the boundary loss beside stage 2.2's cross-entropy.
-        end_weight: of a token end against a byte that ends none, in the boundary loss.
-        distill_weight: of a KL to the teacher's next-token distribution that stays in stage 2.2.
-        draft_weight: of the draft head's cross-entropy in stages 2.1 and 2.2, where the model has such a head. It is
-            positive: to go without, leave ``model.draft_head`` off.
-    """
-
-    lr: float
-    warmup: float = 0.01
-    floor: float = 0.1
-    decay: str = "cosine"
-    bytes: int | None = None
-    seconds: float | None = None
-    lr_scale: dict[str, float] = field(default_factory=dict)
-    global_batch_bytes: int | None = None
-    alignment_weight: float = 1.0
-    direction: str = "reverse"
-    boundary_weight: float = 1.0
-    end_weight: float = 1.0
-    distill_weight: float = 0.0
-    draft_weight: float = 0.3
-
-
-@dataclass(frozen=True)
 class Recipe:
     """A whole run.
 
     Attributes:
         name: of the run's folder.
+        curriculum: names of the stages in the order in which they run; the paper's, as far as the recipe has them,
+            where it is None. A stage may be left out; ``joint`` stands for 1.1 to 1.3 at once.
         seed: of weights, data order and draws.
         precision: ``auto`` (bf16 compute where the device is fast at it), ``bf16`` or ``fp32``; masters are fp32.
         checkpoint_seconds: time between checkpoints inside a stage.
@@ -234,6 +198,7 @@ class Recipe:
 
     name: str
     stage: dict[str, StageRecipe]
+    curriculum: tuple[str, ...] | None = None
     seed: int = 0
     precision: str = "auto"
     checkpoint_seconds: float = 300
@@ -249,31 +214,33 @@ class Recipe:
     def __post_init__(self) -> None:
         where = f"recipe {self.name}"
         for name, stage in self.stage.items():
-            if name not in STAGES:
-                raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)}")
-            _check_stage(f"{where}: stage {name}", stage)
+            if name not in KNOWN_STAGES:
+                raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)} and {JOINT}")
+            check_stage(f"{where}: stage {name}", name, stage)
+        self._check_curriculum(where)
         if self.control:
-            _check_stage(f"{where}: control", self.control, needs_length=False)
-        _check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
-        _check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
-        _check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
-        _check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
+            check_stage(f"{where}: control", "control", self.control, needs_length=False)
+        check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
+        check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
+        check_one_of(f"{where}: teacher", self.teacher, "architecture", ARCHITECTURES)
+        check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
+        check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
         if self.teacher.hidden_size % self.teacher.num_attention_heads:
             raise UserError(f"{where}: teacher: num_attention_heads must divide hidden_size {self.teacher.hidden_size}")
         if self.teacher.num_attention_heads % self.teacher.num_key_value_heads:
             raise UserError(f"{where}: teacher: num_key_value_heads must divide num_attention_heads")
-        _check_positive(where, self, "keep_checkpoints")
+        check_positive(where, self, "keep_checkpoints")
         if self.teacher.config is not None:
             numbers = [f.name for f in dataclasses.fields(TeacherConfig) if f.type is int]
-            _check_positive(f"{where}: teacher.config", self.teacher.config, *numbers)
-        _check_positive(f"{where}: optimizer", self.optimizer, "clip")
-        _check_not_negative(f"{where}: optimizer", self.optimizer, "max_skipped")
-        _check_not_negative(f"{where}: parallel", self.parallel, "shard")
-        _check_positive(f"{where}: log", self.log, "every", "peak_tflops")
+            check_positive(f"{where}: teacher.config", self.teacher.config, *numbers)
+        check_positive(f"{where}: optimizer", self.optimizer, "clip")
+        check_not_negative(f"{where}: optimizer", self.optimizer, "max_skipped")
+        check_not_negative(f"{where}: parallel", self.parallel, "shard")
+        check_positive(f"{where}: log", self.log, "every", "peak_tflops")
         if self.log.wandb is not None and not self.log.wandb.strip():
             raise UserError(f"{where}: log: wandb names a project, got {self.log.wandb!r}; leave it out for none")
         sizes = ("batch_bytes", "global_batch_bytes", "measure_bytes", "score_bytes", "limit_bytes")
-        _check_positive(f"{where}: data", self.data, *sizes, "streams", "shuffle_bytes")
+        check_positive(f"{where}: data", self.data, *sizes, "streams", "shuffle_bytes")
         _check_data(f"{where}: data", self.data)
         if not 3 <= self.data.window <= self.data.batch_bytes:
             raise UserError(
@@ -285,15 +252,46 @@ class Recipe:
         except ValueError as error:
             raise UserError(f"{where}: model: {error}") from None
 
-    def stage_recipe(self, name: str) -> "StageRecipe":
+    def _check_curriculum(self, where: str) -> None:
+        if self.curriculum is not None and not self.curriculum:
+            raise UserError(f"{where}: curriculum is empty: name a stage, or leave it out for the paper's order")
+        for number, name in enumerate(self.order):
+            if name not in KNOWN_STAGES:
+                raise UserError(
+                    f"{where}: curriculum: unknown stage {name!r}; the stages are {', '.join(STAGES)} and {JOINT}"
+                )
+            if name in self.order[:number]:
+                raise UserError(f"{where}: curriculum names stage {name} twice: each has one result, so leave one out")
+            if name not in self.stage:
+                raise UserError(
+                    f'{where}: curriculum names stage {name}, which has no numbers: add a table [stage."{name}"] with '
+                    "its lr and its bytes or seconds, or leave it out"
+                )
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The stages' names in the order in which they run."""
+        if self.curriculum is not None:
+            return self.curriculum
+        return tuple(name for name in STAGES if name in self.stage)
+
+    def stage_recipe(self, name: str) -> StageRecipe:
         """The numbers of a stage.
 
         Raises:
-            UserError: the recipe leaves it out.
+            UserError: the curriculum leaves it out.
         """
-        if name not in self.stage:
-            raise UserError(f"recipe {self.name} has no stage {name}; it has {', '.join(self.stage)}")
+        if name not in self.order:
+            raise UserError(
+                f"recipe {self.name} has no stage {name} in its curriculum; it has {', '.join(self.order)}: "
+                "set curriculum to one with it"
+            )
         return self.stage[name]
+
+    def before(self, name: str) -> str | None:
+        """The stage that runs before one of the curriculum; None before the first."""
+        number = self.order.index(name)
+        return self.order[number - 1] if number else None
 
     def scaled(self, budget: float) -> "Recipe":
         """The same run with its training times scaled so that they sum to ``budget`` seconds.
@@ -301,13 +299,13 @@ class Recipe:
         Raises:
             UserError: a stage is measured in bytes, so that its time is not known.
         """
-        timed = [stage.seconds for stage in self.stage.values()]
+        timed = [self.stage[name].seconds for name in self.order]
         if any(seconds is None for seconds in timed):
             raise UserError(f"recipe {self.name}: --budget needs stages that are measured in seconds")
         own_teacher = 0.0 if self.teacher.path else self.teacher.seconds
         factor = budget / (sum(s for s in timed if s is not None) + own_teacher)
         stages = {
-            name: dataclasses.replace(stage, seconds=(stage.seconds or 0) * factor)
+            name: dataclasses.replace(stage, seconds=stage.seconds * factor) if stage.seconds else stage
             for name, stage in self.stage.items()
         }
         teacher = dataclasses.replace(self.teacher, seconds=self.teacher.seconds * factor)
@@ -321,44 +319,11 @@ def batch_sizes(data: DataRecipe, stage: StageRecipe, processes: int) -> tuple[i
     return batch_bytes, max(1, round(wanted / (batch_bytes * processes)))
 
 
-def _check_stage(where: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
-    if needs_length and (stage.bytes is None) == (stage.seconds is None):
-        raise UserError(f"{where}: give bytes or seconds, one of them")
-    _check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight", "draft_weight")
-    _check_share(where, stage, "warmup", "floor")
-    _check_one_of(where, stage, "decay", ("linear", "cosine"))
-    _check_one_of(where, stage, "direction", ("reverse", "forward"))
-
-
 def _check_data(where: str, data: DataRecipe) -> None:
     if data.workers < 0:
         raise UserError(f"{where}: workers must be 0 or more, got {data.workers}")
     if data.stream and data.limit_bytes is not None:
         raise UserError(f"{where}: a stream reads on, and has no limit_bytes: leave it out, or set data.stream=false")
-
-
-def _check_positive(where: str, numbers: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(numbers, name)
-        if value is not None and value <= 0:
-            raise UserError(f"{where}: {name} must be positive, got {value}")
-
-
-def _check_not_negative(where: str, numbers: Any, *names: str) -> None:
-    for name in names:
-        if getattr(numbers, name) < 0:
-            raise UserError(f"{where}: {name} must not be negative, got {getattr(numbers, name)}")
-
-
-def _check_share(where: str, numbers: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(numbers, name) <= 1:
-            raise UserError(f"{where}: {name} is a share in [0, 1], got {getattr(numbers, name)}")
-
-
-def _check_one_of(where: str, numbers: Any, name: str, choices: Sequence[str]) -> None:
-    if getattr(numbers, name) not in choices:
-        raise UserError(f"{where}: {name} must be {' or '.join(choices)}, got {getattr(numbers, name)!r}")
 
 
 def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -382,7 +347,7 @@ def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"recipe {path}: {error}") from None
     table.setdefault("name", path.stem)
     for override in overrides:
-        _merge(table, _parse_override(override))
+        merge(table, parse_override(override))
     return recipe_from(table)
 
 
@@ -392,73 +357,9 @@ def recipe_from(table: dict[str, Any]) -> Recipe:
     Raises:
         UserError: an unknown key, a value of the wrong type or out of range.
     """
-    recipe: Recipe = _build(Recipe, table, f"recipe {table['name']}", "")
-    stages = {name: recipe.stage[name] for name in STAGES if name in recipe.stage}
+    recipe: Recipe = build(Recipe, table, f"recipe {table['name']}")
+    stages = {name: recipe.stage[name] for name in KNOWN_STAGES if name in recipe.stage}
     return dataclasses.replace(recipe, stage=stages)
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text!r} is not key=value: the '=' is missing")
-    for candidate in (text, f"{key}={_quoted(value)}"):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            return tomllib.loads(candidate)
-    raise UserError(f'--set {text!r}: {key!r} is not a key; give data.window=1024 or stage."2.2".lr=1e-4')
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
-    for key, value in table.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _build(kind: Any, value: Any, where: str, at: str) -> Any:
-    """A value of the annotated type, or a UserError that names the key."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        inner = [option for option in typing.get_args(kind) if option is not type(None)]
-        return _build(inner[0], value, where, at)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where, at)
-    if origin is dict and isinstance(value, dict):
-        element = typing.get_args(kind)[1]
-        return {key: _build(element, item, where, f"{at}.{key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_build(typing.get_args(kind)[0], item, where, at) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = origin or kind
-    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
-        raise UserError(f"{where}: {at.lstrip('.')} must be {plain.__name__}, got {value!r}")
-    return value
-
-
-def _build_dataclass(kind: Any, value: Any, where: str, at: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {at.lstrip('.')} must be a table, got {value!r}")
-    kinds = typing.get_type_hints(kind)
-    for key in value:
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(kinds)}"
-            raise UserError(f"{where}: unknown key {f'{at}.{key}'.lstrip('.')!r}{hint}")
-    missing = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in value]
-    if missing:
-        raise UserError(f"{where}: {f'{at}.{missing[0]}'.lstrip('.')} is missing")
-    return kind(**{key: _build(kinds[key], item, where, f"{at}.{key}") for key, item in value.items()})
-
-
-def _is_required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def parse_duration(text: str) -> float:

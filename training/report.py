@@ -14,6 +14,7 @@ from models import Generation
 from training.meter import READINGS
 from training.sinks import JSONL, LINE
 from training.stage_log import OTHERS
+from training.stages import TEACHER
 
 _SHOWN = {
     "cosine": "cosine",
@@ -49,12 +50,23 @@ def summary(report: dict[str, Any]) -> str:
         f"  teacher   {report['teacher_bpb']:.4f} bits/byte",
     ]
     if report["student_bpb"] is None:
-        return "\n".join([*lines, "  student   none: its dechunk weight sees the next byte, so it has no likelihood"])
+        return "\n".join([*lines, *_without_score(report)])
     lines.append(f"  student   {report['student_bpb']:.4f} bits/byte (bound along the router's chunks)")
     if report["control_bpb"] is not None:
         lines.append(f"  control   {report['control_bpb']:.4f} bits/byte (fresh core, the same seconds)")
     lines.append(f"  retention {report['retention']:.4f}   boundary F1 {report['boundary_f1']:.4f}")
     return "\n".join(lines)
+
+
+def _without_score(report: dict[str, Any]) -> list[str]:
+    """Why there are no bits per byte, and what a model that leaks makes of the text instead."""
+    leaking = report["teacher_forced_leaking_bits"]
+    if leaking is None:
+        return ["  student   none: no stage of this curriculum trains the byte-level decoder"]
+    return [
+        "  student   none: its dechunk weight sees the next byte, so it has no likelihood",
+        f"  teacher-forced, leaks: {leaking:.4f} (each byte is seen before it is predicted: not bits per byte)",
+    ]
 
 
 def continuations(generations: Sequence[Generation]) -> str:
@@ -95,18 +107,22 @@ def write(folder: Path, report: dict[str, Any]) -> None:
     partial = folder / ".report.json.partial"
     partial.write_text(json.dumps(report, indent=1))
     partial.replace(folder / "report.json")
-    _plot(folder)
+    _plot(folder, [TEACHER.name, *(row["stage"] for row in report.get("stages", ()))])
 
 
-def _plot(folder: Path) -> None:
-    """The curves of every stage that left a file of JSON lines."""
+def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
+    return order.index(name) if name in order else len(order), name
+
+
+def _plot(folder: Path, order: Sequence[str]) -> None:
+    """The curves of every stage that left a file of JSON lines, in an order of their names."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     curves = []
-    for path in sorted((folder / "logs").glob(f"*/{JSONL}")):
+    for path in sorted((folder / "logs").glob(f"*/{JSONL}"), key=lambda path: _place(path.parent.name, order)):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         parts = [name for name in (lines[0] if lines else ()) if name not in (*LINE, *OTHERS, *READINGS)]
         curves.append((path.parent.name, {name: [(line["step"], line[name]) for line in lines] for name in parts}))

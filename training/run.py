@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,23 +13,26 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from bytekernels import AlignedBatch
+from bytekernels import BOS, AlignedBatch
 from models import ByteLM, ByteLMConfig, Score, score, token_score
 from models.byte_lm import core_settings
 from models.core import use_packed
+from models.likelihood import path_log_probs
 from models.local_stack import Block
 from training import loop
 from training.checkpoint import read_summary, write_folder
+from training.context import Anchor, Context, Learner, Teacher
 from training.data import Batches, held_out_batches
 from training.errors import UserError
-from training.flops import CoreSizes, Rows, Sizes, next_token_flops, stage_flops
+from training.flops import CoreSizes, Extras, Rows, Sizes, next_token_flops, stage_flops
 from training.meter import Meter, Peak, peak_flops
 from training.metrics import Metrics
-from training.objectives import Context, Learner, Teacher, measure
+from training.noise import Noise, NoisedBatches
+from training.objectives import measure
 from training.parallel import Ranks, blocks_of, full_state, shard_
 from training.plan import check_teacher
 from training.precision import fast_at_bf16
-from training.recipe import ModelRecipe, Recipe, StageRecipe, batch_sizes
+from training.recipe import Recipe, StageRecipe, batch_sizes
 from training.run_folder import checkpoint_of, logs_of
 from training.sinks import check_wandb
 from training.snapshot import Snapshots
@@ -37,9 +40,8 @@ from training.sources import Sources, fingerprint
 from training.stage_log import StageLog
 from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.stream import StreamBatches
-from training.teacher import load_teacher, small_llama
-
-_CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
+from training.student import check_model_folder, load_student
+from training.teacher import load_teacher, small_teacher
 
 
 class Run:
@@ -66,7 +68,8 @@ class Run:
         """
         with self.sources.lock():
             if self.recipe.teacher.path:
-                teacher, self.tokenizer = load_teacher(self.recipe.teacher.path)
+                self.teacher_folder = Path(self.recipe.teacher.path)
+                teacher, self.tokenizer = load_teacher(self.teacher_folder)
                 check_teacher(self.recipe.teacher, teacher.config)
                 self.corpus = self.sources.corpus(self.tokenizer)
             else:
@@ -93,6 +96,11 @@ class Run:
         shard_(module, self._mesh, narrow, keep=(Block,))
         return module
 
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        """What blocks that are cut over processes compute in beside fp32 masters."""
+        return torch.bfloat16 if self.is_bf16() else None
+
     @cached_property
     def _mesh(self) -> DeviceMesh:
         return self.ranks.mesh(self.recipe.parallel.shard)
@@ -101,12 +109,12 @@ class Run:
         data, recipe = self.recipe.data, self.recipe.teacher
         batch = (data.window, data.batch_bytes, data.global_batch_bytes)
         key = fingerprint(self.corpus.fingerprint, recipe, batch, self.recipe.optimizer, self.recipe.seed)
-        folder = self.sources.cache / f"teacher-{key}"
+        self.teacher_folder = folder = self.sources.cache / f"teacher-{key}"
         self.teacher_row = self.result_of(folder)
         if self.teacher_row is None:
             tokenizer = self.sources.own_tokenizer()
             torch.manual_seed(self.recipe.seed)
-            model = use_packed(small_llama(tokenizer, **recipe.sizes))
+            model = use_packed(small_teacher(tokenizer, recipe.architecture, **recipe.sizes))
             schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
             self._train(TEACHER, Context(model, None, schedule), folder, tokenizer=tokenizer)
             self.teacher_row = self.result_of(folder)
@@ -149,8 +157,8 @@ class Run:
         check_wandb(self.recipe.log.wandb)
         first = names[0]
         if start is not None:
-            _check_model_folder(start)
-        elif (before := self._before(first)) and self.result_of(self.stage_folder(before)) is None:
+            check_model_folder(start)
+        elif (before := self.recipe.before(first)) and self.result_of(self.stage_folder(before)) is None:
             raise UserError(
                 f"stage {first} starts from stage {before}, which has no result in {self.stage_folder(before)}: "
                 f"run --stage {before} first, or give --from MODEL"
@@ -158,17 +166,13 @@ class Run:
         if control:
             self._control_recipe()
 
-    def _before(self, name: str) -> str | None:
-        names = list(self.recipe.stage)
-        return names[names.index(name) - 1] if names.index(name) else None
-
     def student_before(self, name: str, start: Path | None = None) -> ByteLM:
         """The model that a stage starts from: ``start``, else the result of the stage before, else a fresh student.
 
         Raises:
             UserError: it has other sizes than the recipe or the teacher.
         """
-        before = self._before(name)
+        before = self.recipe.before(name)
         torch.manual_seed(self.recipe.seed)  # of a fresh student, or of parts that are made anew
         if start is None and before is None:
             return ByteLM.from_teacher(self.teacher.model, self._student_config())
@@ -182,10 +186,23 @@ class Run:
 
         With several processes the model is cut over them, and is no use afterwards: load it from the stage's folder.
         """
-        context = Context(model, self.placed_teacher, self.recipe.stage[name])
-        before = self._before(name)
+        context = self.context(name, model)
+        before = self.recipe.before(name)
         origin = str(start.resolve()) if start else f"stage {before}" if before else "a fresh model"
         return self._train(STAGES[name], context, self.stage_folder(name), origin=origin)
+
+    def context(self, name: str, model: ByteLM) -> Context:
+        """A stage's teacher and numbers around the model that it begins with, as it is when it is resumed too.
+
+        Raises:
+            UserError: the stage is to be held against a model that has lost its token head.
+        """
+        recipe, anchor = self.recipe.stage[name], None
+        if recipe.anchor_weight:
+            if not model.config.token_head:
+                raise UserError(f"stage {name}: anchor_weight needs a token head: start --from a stage's folder")
+            anchor = self._place(Anchor(model), self._narrow)
+        return Context(model, self.placed_teacher, recipe, anchor)
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -204,7 +221,7 @@ class Run:
     def _control_recipe(self) -> StageRecipe:
         if self.recipe.control is None:
             raise UserError(f"recipe {self.recipe.name} has no [control], which --control trains")
-        seconds = [stage.seconds for stage in self.recipe.stage.values()]
+        seconds = [self.recipe.stage[name].seconds for name in self.recipe.order]
         if None in seconds:
             raise UserError("--control trains for the stages' seconds, but the recipe measures a stage in bytes")
         return dataclasses.replace(self.recipe.control, seconds=sum(s for s in seconds if s), bytes=None)
@@ -273,14 +290,17 @@ class Run:
         if parallel.compile:
             for block in blocks_of(model):
                 block.compile(dynamic=True)
-        return self._place(Learner(context), torch.bfloat16 if self.is_bf16() else None)
+        return self._place(Learner(context), self._narrow)
 
-    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches, int]:
+    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches | NoisedBatches, int]:
         """Batches of one rank, and how many of them make an optimizer step."""
         batch_bytes, accumulation = batch_sizes(self.recipe.data, recipe, self.ranks.size)
         seed = int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31
         batches = self.sources.batches(self.corpus, self.tokenizer, batch_bytes=batch_bytes, seed=seed)
-        return batches, accumulation
+        if not recipe.noise_share:
+            return batches, accumulation
+        noise = Noise(recipe.noise_share, recipe.noise_kinds, recipe.noise_rate, seed)
+        return NoisedBatches(batches, noise), accumulation
 
     def _measure(self, stage: Stage, learner: Learner) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -338,8 +358,8 @@ class Run:
         )
         if stage is TEACHER:
             return next_token_flops(CoreSizes.of(config), rows).total / rows.bytes
-        distill = context.recipe.distill_weight > 0
-        return stage_flops(Sizes.of(config), stage.name, rows, distill=distill).total / rows.bytes
+        extras = Extras.of(stage.name, context.recipe)
+        return stage_flops(Sizes.of(config), stage.name, rows, extras).total / rows.bytes
 
     # ------------------------------------------------------------------------------------------------------ scores
 
@@ -360,6 +380,22 @@ class Run:
             return None
         return self._score(lambda batch: score(model, batch.ids, batch.cu_seqlens))
 
+    def leaking_score(self, model: ByteLM) -> Score | None:
+        """What a model whose dechunk weight sees the next byte makes of the same rows; None for any other model.
+
+        The text is fed in, and each byte leaks into its own prediction, so this is no likelihood of anything, and not
+        to be held against bits per byte. It shows that such a model has learnt, and how much it leaks.
+        """
+        if model.config.dechunk != "lookahead":
+            return None
+
+        def of_batch(batch: AlignedBatch) -> Score:
+            output = model(batch.ids, batch.cu_seqlens)
+            log_probs = path_log_probs(output.logits, batch.ids, batch.cu_seqlens, output.routing.boundary)
+            return Score(log_probs.sum()[None], (batch.ids != BOS).sum()[None])
+
+        return self._score(of_batch)
+
     @torch.no_grad()
     def _score(self, of_batch: Callable[[AlignedBatch], Score]) -> Score:
         """Scores of all rows, on every rank; the ranks share out the batches and run as many forward passes each."""
@@ -373,52 +409,3 @@ class Run:
                     mine.append(Score(*(part.cpu() for part in scored)))
         scores = [scored for one in self.ranks.gather(mine) for scored in one]
         return Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
-
-
-def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
-    """A byte-level model from a folder.
-
-    Args:
-        folder: written by a stage.
-        config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
-            too many: the dechunk, or the head, is then made anew or dropped.
-
-    Raises:
-        UserError: no such folder, no byte-level model in it, or other sizes.
-    """
-    _check_model_folder(folder)
-    try:
-        model = ByteLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load {folder}: {str(error).splitlines()[0]}") from error
-    if config is None:
-        return model
-    for name, found, wanted in _sizes(model.config, config):
-        if found != wanted:
-            raise UserError(f"{folder} has {name} {found!r}, but the recipe and its teacher ask for {wanted!r}")
-    others = {name: getattr(config, name) for name in _CHANGEABLE}
-    if all(getattr(model.config, name) == value for name, value in others.items()):
-        return model
-    kept = model.state_dict() if model.config.dechunk == config.dechunk else _without(model.state_dict(), "dechunk.")
-    other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), **others}))
-    own = other.state_dict()
-    other.load_state_dict({name: kept.get(name, value) for name, value in own.items()})
-    return other
-
-
-def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
-    for field in dataclasses.fields(ModelRecipe):
-        if field.name not in _CHANGEABLE:
-            yield field.name, getattr(found, field.name), getattr(wanted, field.name)
-    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)
-
-
-def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if not name.startswith(prefix)}
-
-
-def _check_model_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no byte-level model in {folder}: give a folder that a stage has written")

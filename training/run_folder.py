@@ -9,6 +9,7 @@ from typing import Any
 
 from training.errors import UserError
 from training.recipe import Recipe
+from training.stage_recipe import KNOWN_STAGES
 
 
 def claim_folder(
@@ -16,15 +17,17 @@ def claim_folder(
 ) -> None:
     """Make a folder this run's own: check what stands there, and remove what ``overwrite`` gives up.
 
-    Overwriting a stage removes what was made from it too: the stages after it, the control, the report and the model.
+    Overwriting a stage removes what was made from it too: the stages after it, the control, the report and the model;
+    and what another curriculum has left.
 
     Raises:
         UserError: it holds results of these stages and neither ``resume`` nor ``overwrite`` is asked for, results of
             another recipe, or the very model that the stage is to start from.
     """
-    stages = list(recipe.stage)
-    doomed = [*stages[stages.index(names[0]) :], "control"] if overwrite else []
-    kept = [name for name in (*stages, "control") if name not in doomed and _pieces(folder, name)]
+    order = recipe.order
+    others = [name for name in KNOWN_STAGES if name not in order]
+    doomed = [*order[order.index(names[0]) :], *others, "control"] if overwrite else []
+    kept = [name for name in (*order, *others, "control") if name not in doomed and _pieces(folder, name)]
     mark, wanted = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
     if kept and mark.is_file() and (found := _decisive(json.loads(mark.read_text()))) != _decisive(wanted):
         raise UserError(

@@ -20,9 +20,12 @@ from training import parallel, plan_command, report
 from training.checkpoint import write_folder
 from training.errors import Preempted, UserError
 from training.loop import told_to_stop
-from training.recipe import STAGES, Recipe, parse_duration, read_recipe, recipe_from
-from training.run import Run, load_student
+from training.recipe import Recipe, parse_duration, read_recipe, recipe_from
+from training.run import Run
 from training.run_folder import claim_folder
+from training.stage_recipe import KNOWN_STAGES
+from training.stages import STAGES
+from training.student import load_student
 
 DATA_HELP = "files or globs (.txt .md .jsonl[.gz|.zst] .parquet), or datasets: hf:NAME, hf:NAME:CONFIG, hf:FOLDER"
 PROMPTS = ("Return the ", "The function ", "If the argument is ")
@@ -30,7 +33,7 @@ PROMPTS = ("Return the ", "The function ", "If the argument is ")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="stage.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--stage", required=True, choices=[*STAGES, "all"], help="one stage, or all in their order")
+    parser.add_argument("--stage", required=True, choices=[*KNOWN_STAGES, "all"], help="one stage, or the curriculum")
     parser.add_argument("--recipe", default="quickstart", help="a name in training/recipes, or a TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe's value")
     parser.add_argument("--teacher", metavar="PATH", help="a Hugging Face folder or a GGUF file")
@@ -84,11 +87,14 @@ def run_stages(run: Run, names: Sequence[str], start: Path | None) -> tuple[Byte
 
 def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool, began: float) -> None:
     """Scores, continuations and files of a finished curriculum, printed by rank 0."""
+    boundary_f1 = next((row["after"]["f1"] for row in reversed(rows) if "f1" in row["after"]), None)
     control_model = None
     if control:
         control_model, row = run.run_control()
         rows = [*rows, row]
-    teacher, student = run.teacher_score(), run.student_score(model)
+    writes = any("decoder." in STAGES[name].trains for name in run.recipe.order)
+    teacher = run.teacher_score()
+    student, leaking = (run.student_score(model), run.leaking_score(model)) if writes else (None, None)
     control_score = run.student_score(control_model) if control_model else None
     if run.ranks.is_main:
         teacher_bpb = teacher.bits_per_byte()
@@ -99,20 +105,23 @@ def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool
             "student_bpb": student_bpb,
             "control_bpb": control_score.bits_per_byte() if control_score else None,
             "retention": teacher_bpb / student_bpb if student_bpb else None,
-            "boundary_f1": next((r["after"]["f1"] for r in reversed(rows) if r["stage"] in ("2.2", "1.3")), None),
+            "teacher_forced_leaking_bits": leaking.bits_per_byte() if leaking else None,
+            "boundary_f1": boundary_f1,
             "scored_bytes": int(teacher.bytes.sum()),
             "teacher": run.teacher_row,
+            "teacher_folder": str(run.teacher_folder),
             "stages": rows,
             "continuations": [generation.with_boundaries() for generation in written],
             "seconds": round(time.monotonic() - began, 1),
             "versions": report.versions(),
         }
-        model.drop_token_head()
+        if writes and model.config.token_head:
+            model.drop_token_head()
         write_folder(run.folder / "model", model.save_pretrained, {})
         report.write(run.folder, result)
         table = report.stage_table([run.teacher_row, *rows] if run.teacher_row else rows)
         print("\n".join(["", table, "", report.summary(result), report.continuations(written)]))
-        print(f"\nmodel, report.json and curves.png are in {run.folder}")
+        print(f"\nmodel, report.json and curves.png are in {run.folder}, the teacher in {run.teacher_folder}")
     run.ranks.barrier()
 
 
@@ -130,7 +139,7 @@ def run_command(arguments: Sequence[str] | None, told: Sequence[int]) -> int:
         recipe = recipe_of(options, options.out)
         if options.control and options.stage != "all":
             raise UserError("--control compares with the whole curriculum: give --stage all")
-        names = list(recipe.stage) if options.stage == "all" else [options.stage]
+        names = list(recipe.order) if options.stage == "all" else [options.stage]
         if plan_command.run_command(recipe, names, options):
             return 0
         ranks = parallel.start(options.device)

@@ -43,6 +43,13 @@ TEACHER = Stage("teacher", "the teacher", ("",), objectives.next_token, (objecti
 STAGES = {
     stage.name: stage
     for stage in (
+        Stage(
+            "joint",
+            "stages 1.1 to 1.3 at once",
+            ("encoder.", "core.", "token_head.", "router."),
+            objectives.joint,
+            (objectives.KL, objectives.ALIGNMENT, objectives.BOUNDARY),
+        ),
         Stage("1.1", "embedding alignment", ("encoder.",), objectives.alignment, (objectives.ALIGNMENT,)),
         Stage(
             "1.2",

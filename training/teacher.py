@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -74,8 +74,9 @@ def _sample(documents: Iterable[Document], sample_bytes: int) -> Iterator[str]:
             return
 
 
-def small_llama(
-    tokenizer: PreTrainedTokenizerFast,
+def small_config(
+    architecture: str,
+    vocab_size: int,
     *,
     hidden_size: int = 256,
     num_hidden_layers: int = 4,
@@ -84,26 +85,42 @@ def small_llama(
     intermediate_size: int = 688,
     max_position_embeddings: int = 2048,
     tie_word_embeddings: bool = True,
-) -> LlamaForCausalLM:
-    """A fresh Llama for the tokenizer, float32: 4.2 million parameters at the default sizes and a vocabulary of 4096.
+) -> PreTrainedConfig:
+    """The configuration of a small teacher: 4.2 million parameters at the default sizes and a vocabulary of 4096.
 
     The embeddings are tied: at this size a table of their own for the output would be a fifth of all parameters.
+
+    Args:
+        architecture: ``llama``, ``qwen3`` or ``olmo2``. All have the same sizes; the last two normalise queries and
+            keys, and the last one normalises what leaves a layer, not what enters it.
+        vocab_size: of its tokenizer.
     """
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return AutoConfig.for_model(
+        architecture,
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=num_attention_heads,
         num_key_value_heads=num_key_value_heads,
+        head_dim=hidden_size // num_attention_heads,
         intermediate_size=intermediate_size,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
         rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
-    return LlamaForCausalLM(config)
+
+
+def small_teacher(tokenizer: PreTrainedTokenizerFast, architecture: str, **sizes: Any) -> PreTrainedModel:
+    """A fresh teacher for the tokenizer, float32; ``sizes`` are those of :func:`small_config`."""
+    config = small_config(architecture, len(tokenizer), **sizes)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return AutoModelForCausalLM.from_config(config)
+
+
+def small_llama(tokenizer: PreTrainedTokenizerFast, **sizes: Any) -> PreTrainedModel:
+    """:func:`small_teacher` of the family ``llama``."""
+    return small_teacher(tokenizer, "llama", **sizes)
 
 
 def load_teacher(

@@ -13,9 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.core import use_packed
 from training import loop, parallel
+from training.context import Context, Learner
 from training.corpus import Corpus
 from training.data import Batches
-from training.objectives import Context, Learner, next_token
+from training.objectives import next_token
 from training.recipe import OptimizerRecipe, StageRecipe
 from training.snapshot import Snapshots
 from training.stages import TEACHER

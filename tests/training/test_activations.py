@@ -10,12 +10,12 @@ from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 from models.core import use_packed
 from training.activations import activations
+from training.context import Anchor, Context, Teacher
 from training.data import Batches
-from training.flops import Rows
-from training.objectives import Context, Teacher
+from training.flops import Extras, Rows
+from training.noise import Noise
 from training.parallel import blocks_of
-from training.recipe import StageRecipe, read_recipe
-from training.run import ModelRecipe
+from training.recipe import ModelRecipe, StageRecipe, read_recipe
 from training.stages import STAGES
 from training.teacher import small_llama
 
@@ -69,8 +69,23 @@ def test_the_estimate_is_what_autograd_saves(quickstart, batch, name, dtype):
     model, planned, teacher = quickstart
     context = Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1))
     found, rows = measured(context, STAGES[name], batch, dtype)
-    estimate = activations(planned, STAGES[name], rows, dtype, distill=False)
+    estimate = activations(planned, STAGES[name], rows, dtype)
     assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"consistency_weight": 1.0}, {"anchor_weight": 0.5, "distill_weight": 0.5}], ids=str
+)
+def test_what_options_keep(quickstart, batch, numbers):
+    model, planned, teacher = quickstart
+    recipe, stage = StageRecipe(lr=1e-3, bytes=1, **numbers), STAGES["2.2"]
+    stage.freeze_others(model)
+    context = Context(model, Teacher(teacher), recipe, Anchor(model))
+    clean = Noise(0.0, ("drop",), 0.1, seed=0).apply(batch)
+    found, rows = measured(context, stage, clean, torch.float32)
+    estimate = activations(planned, stage, rows, torch.float32, Extras.of("2.2", recipe))
+    assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
+    assert estimate.saved > activations(planned, stage, rows, torch.float32).saved
 
 
 @pytest.mark.parametrize("name", ["1.1", "2.1", "2.2"])
@@ -83,7 +98,7 @@ def test_checkpointed_blocks_keep_their_inputs_alone(quickstart, batch, name, mo
             monkeypatch.setattr(block, "forward", partial(checkpoint, block.forward, use_reentrant=False))
     context = Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1))
     found, rows = measured(context, stage, batch, torch.float32)
-    estimate = activations(planned, stage, rows, torch.float32, distill=False)
+    estimate = activations(planned, stage, rows, torch.float32)
     kept = estimate.saved - estimate.blocks + estimate.block_inputs
     assert kept + estimate.logits == pytest.approx(found, rel=0.1)
     assert estimate.peak(checkpoint=True) == kept + estimate.largest_block + 2 * estimate.widest

@@ -15,8 +15,8 @@ from tests.training.conftest import COMMAND, ROOT, TINY_RECIPE, documents, one_t
 from training.corpus import prepare
 from training.meter import READINGS
 from training.recipe import STAGES
-from training.run import load_student
 from training.sinks import JSONL
+from training.student import load_student
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PAIR = [*TORCHRUN, "training/stage.py"]
@@ -82,6 +82,25 @@ def test_two_processes_have_the_losses_of_one(alone, pair, stage):
         assert one["bytes"] == two["bytes"]
         for name in set(one) - {"time", "seconds", *READINGS}:  # fmt: skip
             assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
+
+
+def test_options_have_the_losses_of_one_process_too(what, alone, tmp_path):
+    """Noise is drawn from a batch's own bytes, wherever it is trained on; the anchor is cut as the student is."""
+    options = ['curriculum=["joint", "2.2"]', "stage.joint.lr=1e-3", f"stage.joint.bytes={STEPS * 500}"]
+    for stage in ("joint", "2.2"):
+        options += [f'stage."{stage}".noise_share=0.6', f'stage."{stage}".consistency_weight=0.5']
+    options.append('stage."2.2".anchor_weight=0.5')
+    sets = [word for option in options for word in ("--set", option)]
+    for command, out in ((COMMAND, "one"), (PAIR, "two")):
+        run(command, "--stage", "all", *what, *sets, "--out", tmp_path / out)
+    for stage in ("joint", "2.2"):
+        ours, theirs = lines(tmp_path / "one", stage), lines(tmp_path / "two", stage)
+        assert len(ours) == len(theirs) >= 20
+        assert {"consistency", "boundary"} <= set(ours[0]) and ("anchor" in ours[0]) == (stage == "2.2")
+        for one, two in zip(ours, theirs, strict=True):
+            assert one["bytes"] == two["bytes"]
+            for name in set(one) - {"time", "seconds", *READINGS}:
+                assert two[name] == pytest.approx(one[name], rel=5e-5, abs=2e-5), name
 
 
 def test_two_processes_report_what_one_does(alone, pair):

@@ -1,5 +1,7 @@
 """FLOPs of each stage against torch's own counter on a small model, whose products and attention it sees."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -7,9 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from bytekernels.linear_kl import chunked
 from models import ByteLM, ByteLMConfig
 from training import objectives
+from training.context import Anchor, Context, Teacher
 from training.data import Batches
-from training.flops import CoreSizes, Flops, Rows, Sizes, attended_pairs, next_token_parts, stage_flops, stage_parts
-from training.objectives import Context, Teacher
+from training.flops import (
+    CoreSizes,
+    Extras,
+    Flops,
+    Rows,
+    Sizes,
+    attended_pairs,
+    next_token_parts,
+    stage_flops,
+    stage_parts,
+)
+from training.noise import Noise
 from training.recipe import StageRecipe
 from training.stages import STAGES
 
@@ -93,7 +106,7 @@ def test_a_stage_counts_what_torch_counts(teacher, batch, name, settings):
     sizes, rows = Sizes.of(model.config), rows_of(batch, by_router)
     parts = stage_parts(sizes, name, rows)
     found = counted(lambda: stage.objective(context, batch))
-    if name == "1.2":  # the student's head has its gradients made in the forward pass
+    if name in ("1.2", "joint"):  # the student's head has its gradients made in the forward pass
         assert found.total == pytest.approx(expected(parts).total, rel=0.01)
     else:
         assert found.forward == pytest.approx(expected(parts).forward, rel=0.01)
@@ -106,8 +119,8 @@ def test_a_stage_that_keeps_distilling_runs_the_teacher_too(teacher, batch):
     context = Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1, distill_weight=0.5))
     STAGES["2.2"].freeze_others(model)
     plain, distilled = (
-        expected(stage_parts(Sizes.of(model.config), "2.2", rows_of(batch), distill=distill))
-        for distill in (False, True)
+        expected(stage_parts(Sizes.of(model.config), "2.2", rows_of(batch), extras))
+        for extras in (Extras(), Extras(distill=True))
     )
     found = counted(lambda: objectives.end_to_end(context, batch))
     without = counted(
@@ -117,6 +130,27 @@ def test_a_stage_that_keeps_distilling_runs_the_teacher_too(teacher, batch):
     head = 2 * len(batch.token_ids) * model.token_head.weight.numel()
     added, wanted = found.total - without.total, distilled.total - plain.total
     assert wanted * 0.99 <= added <= (wanted + head) * 1.01
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("1.3", {"consistency_weight": 1.0}), ("2.2", {"anchor_weight": 0.5}), ("2.2", {"consistency_weight": 1.0})],
+)
+def test_options_compute_what_is_counted(teacher, batch, name, numbers):
+    """Against the same stage without them, on a batch that noise has left as it was."""
+    model, stage = student(teacher), STAGES[name]
+    stage.freeze_others(model)
+    clean = Noise(0.0, ("drop",), 0.1, seed=0).apply(batch)
+    found, wanted = [], []
+    for recipe in (StageRecipe(lr=1e-3, bytes=1), StageRecipe(lr=1e-3, bytes=1, **numbers)):
+        context = Context(model, Teacher(teacher), recipe, Anchor(model))
+        found.append(counted(partial(stage.objective, context, clean)).total)
+        parts = stage_parts(Sizes.of(model.config), name, rows_of(batch), Extras.of(name, recipe))
+        wanted.append(expected(parts).total)
+    # Of a head that is not trained the op may or may not make the weight's gradient: the figure leaves it out.
+    head = 2 * len(batch.token_ids) * model.token_head.weight.numel() if "anchor_weight" in numbers else 0
+    added, counts = found[1] - found[0], wanted[1] - wanted[0]
+    assert counts > 0 and counts * 0.99 <= added <= (counts + head) * 1.01
 
 
 def test_the_teachers_own_training(teacher, batch):

@@ -13,10 +13,11 @@ from models.core import use_packed
 from tests.training.conftest import documents
 from training import loop
 from training.checkpoint import read_summary, write_folder
+from training.context import Context
 from training.corpus import prepare
 from training.data import Batches
 from training.errors import Preempted, UserError
-from training.objectives import Context, Loss, next_token
+from training.objectives import Loss, next_token
 from training.optimizer import make_optimizer
 from training.parallel import Ranks
 from training.recipe import OptimizerRecipe, StageRecipe

@@ -1,5 +1,6 @@
 """Objectives and measures against their definitions, and what each stage lets learn."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,10 +10,13 @@ from torch.nn import functional as F
 from bytekernels import next_byte_targets
 from models import ByteLM, ByteLMConfig, score
 from training import objectives
+from training.context import Anchor, Context, Learner, Teacher
 from training.data import Batches, held_out_batches
-from training.objectives import Context, Learner, Teacher, measure
+from training.noise import Noise
+from training.objectives import measure
 from training.parallel import Ranks
 from training.recipe import StageRecipe
+from training.stage_recipe import NOISE_KINDS
 from training.stages import STAGES
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -200,3 +204,84 @@ def test_a_narrow_teacher_keeps_its_rotary_frequencies(teacher, batch):
     assert all(parameter.dtype == torch.bfloat16 for parameter in narrow.parameters())
     assert all(buffer.dtype == torch.float32 for buffer in narrow.buffers())
     torch.testing.assert_close(narrow(batch).float(), wide, atol=0.05, rtol=0.05)
+
+
+def test_joint_is_the_sum_of_stages_1_2_and_1_3(teacher, batch):
+    this = context(teacher, alignment_weight=0.5, boundary_weight=0.7, direction="forward")
+    loss, parts = objectives.joint(this, batch), objectives.distillation(this, batch).parts
+    boundary = objectives.boundary(this, batch)
+    torch.testing.assert_close(
+        loss.total / loss.count,
+        (sum(parts.values()) / len(batch.token_ids) + 0.7 * boundary.total / boundary.count).detach(),
+        check_dtype=False,
+    )
+    assert set(loss.parts) == {"kl", "alignment", "boundary"}
+
+
+@pytest.fixture
+def noised(batch):
+    return Noise(0.6, NOISE_KINDS, 0.2, seed=5).apply(batch)
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_consistency_is_the_divergence_from_the_answers_on_clean_bytes(teacher, batch, noised, lookahead):
+    this = context(teacher, lookahead=lookahead, consistency_weight=0.4)
+    model, terms = this.model, []
+
+    def ends(ids, cu_seqlens):
+        """The probability that a chunk ends on each byte; None where the router is not asked."""
+        prob = model.router(model.encoder(ids, cu_seqlens), ids, cu_seqlens).prob.tolist()
+        answers = []
+        for s, e in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+            answers += [None, *prob[s + 1 : e - 1], None] if lookahead else [*prob[s + 1 : e], None]
+        return answers
+
+    clean, found = ends(batch.ids, batch.cu_seqlens), ends(noised.ids, noised.cu_seqlens)
+    for mine, twin in zip(found, noised.twin.tolist(), strict=True):
+        if twin >= 0 and mine is not None and clean[twin] is not None:
+            p, q = clean[twin], mine
+            terms.append(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    loss = objectives.boundary(this, noised)
+    assert float(loss.parts["consistency"] / loss.count) == pytest.approx(0.4 * sum(terms) / len(terms), rel=1e-3)
+    assert sum(terms) > 0
+    loss.total.backward()
+    assert "consistency" in objectives.end_to_end(this, noised).parts
+    assert "consistency" in objectives.joint(this, noised).parts
+    assert "consistency" not in objectives.boundary(this, batch).parts  # held-out text is clean
+
+
+def test_consistency_of_clean_sequences_is_nought(teacher, batch):
+    this = context(teacher, consistency_weight=1.0)
+    loss = objectives.boundary(this, Noise(0.0, NOISE_KINDS, 0.2, seed=5).apply(batch))
+    assert float(loss.parts["consistency"]) == 0
+    loss.total.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in this.model.parameters())
+
+
+def test_tokens_of_noised_bytes_are_those_that_the_teacher_reads(teacher, noised):
+    this = context(teacher, distill_weight=0.1)
+    for stage in STAGES.values():
+        assert math.isfinite(float(stage.objective(this, noised).total.detach())), stage.name
+    h = this.model.encoder(noised.ids, noised.cu_seqlens)[noised.token_end]
+    expected = (h - teacher.get_input_embeddings()(noised.token_ids)).square().mean()
+    loss = objectives.alignment(this, noised)
+    torch.testing.assert_close(loss.total / loss.count, expected)
+
+
+def test_an_anchor_is_the_model_as_it_was(teacher, noised):
+    this = context(teacher, anchor_weight=0.3)
+    this = dataclasses.replace(this, anchor=Anchor(this.model))
+    loss = objectives.end_to_end(this, noised)
+    assert float(loss.parts["anchor"] / loss.count) == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for parameter in this.model.core.parameters():
+            parameter.mul_(1.1)
+    loss = objectives.end_to_end(this, noised)
+    h = this.model.encoder(noised.ids, noised.cu_seqlens)
+    hidden = this.model.token_hidden(h, noised.token_end, noised.cu_seqlens)
+    student, anchored = (this.model.token_head(x).log_softmax(-1) for x in (hidden, this.anchor(noised)))
+    kl = (student.exp() * (student - anchored)).sum(-1).mean()
+    assert float(loss.parts["anchor"] / loss.count) == pytest.approx(0.3 * float(kl), rel=1e-3) and float(kl) > 0
+    loss.total.backward()
+    assert all(p.grad is None and not p.requires_grad for p in this.anchor.parameters())
+    assert any(p.grad is not None for p in this.model.core.parameters())

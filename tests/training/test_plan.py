@@ -44,6 +44,15 @@ def test_parameters_are_those_of_the_model(recipe, student):
         assert stage.trained == sum(p.numel() for _, p in trained)
 
 
+def test_an_anchor_takes_the_memory_of_its_copy(recipe, student):
+    anchored = dataclasses.replace(recipe.stage["2.2"], anchor_weight=0.5)
+    other = dataclasses.replace(recipe, stage={**recipe.stage, "2.2": anchored})
+    (plain,), (held,) = (plan_run(one, ["2.2"], Machine()).stages for one in (recipe, other))
+    copied = sum(p.numel() for part in (student.encoder, student.core, student.token_head) for p in part.parameters())
+    assert held.memory["weights"] - plain.memory["weights"] == 4 * copied
+    assert held.flops > plain.flops and held.memory["masters"] == plain.memory["masters"]
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("name", ["1.2", "2.1"])
 def test_optimizer_and_gradients_are_those_of_a_step(recipe, student, name, kind):

@@ -11,7 +11,7 @@ from models import ByteLM
 from tests.training.conftest import COMMAND, TINY_RECIPE, run
 from training import stage
 from training.recipe import STAGES
-from training.run import load_student
+from training.student import load_student
 
 # One worker of xdist runs them all: what they share is made once.
 pytestmark = pytest.mark.xdist_group("road")

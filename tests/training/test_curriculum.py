@@ -1,0 +1,214 @@
+"""Curricula other than the paper's, and what goes with a whole run of them: reports, resuming, teachers, other text."""
+
+import json
+import shutil
+from itertools import count, pairwise
+
+import pytest
+import torch
+
+from models import ByteLM
+from tests.training.conftest import TINY_RECIPE
+from training import export, loop, stage
+from training.errors import UserError
+from training.recipe import read_recipe
+from training.student import load_student
+
+# One worker of xdist runs them all: what they share is made once.
+pytestmark = pytest.mark.xdist_group("curriculum")
+
+JOINT_TABLE = """
+[stage.joint]
+lr = 1e-3
+bytes = 2048
+boundary_weight = 0.5
+"""
+NOISE = ["noise_share=0.5", "consistency_weight=0.5"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a recipe in bytes that has a joint stage, prose, code, and a cache."""
+    folder = tmp_path_factory.mktemp("curriculum")
+    recipe = TINY_RECIPE.replace("seconds = 1.0", "seconds = 0.1").replace("distill_weight = 0.1", "")
+    (folder / "tiny.toml").write_text(recipe + JOINT_TABLE)
+    (folder / "prose.md").write_text("\n\n".join(f"Sentence {i} is about {i % 7} things.\n" * 40 for i in range(400)))
+    (folder / "code.txt").write_text("\n\n".join(f"def f{i}(x):\n    return x + {i}\n" * 40 for i in range(400)))
+    return folder
+
+
+def command(home, out, *arguments, data="prose.md", expect=0):
+    given = ["--recipe", home / "tiny.toml", "--data", home / data, "--cache", home / "cache", "--out", home / out]
+    assert stage.main([str(word) for word in (*arguments, *given)]) == expect
+    return home / out
+
+
+def sets(*assignments):
+    return [word for one in assignments for word in ("--set", one)]
+
+
+def order(*names):
+    return sets(f"curriculum={json.dumps(names)}")
+
+
+def report_of(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def weights(folder):
+    return ByteLM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("1.2", "1.3", "2.1", "2.2"), ("1.3", "1.2", "1.1", "2.1", "2.2"), ("joint", "2.1", "2.2")],
+    ids=["skipped", "reversed", "joint"],
+)
+def test_stages_run_in_the_curriculums_order(home, names):
+    out = command(home, f"run-{'-'.join(names)}", "--stage", "all", *order(*names))
+    report = report_of(out)
+    assert [row["stage"] for row in report["stages"]] == list(names)
+    assert sorted(path.name for path in (out / "stages").iterdir()) == sorted(names)
+    assert report["boundary_f1"] == report["stages"][-1]["after"]["f1"] and 0 < report["student_bpb"] < 10
+    for before, after in pairwise(names):
+        assert torch.equal(weights(out / "stages" / before)["router.q_proj.down.weight"],
+                           weights(out / "stages" / after)["router.q_proj.down.weight"]) == (
+            after not in ("1.3", "joint", "2.2"))  # fmt: skip
+    assert export.main([str(out), str(home / f"export-{names[0]}")]) == 0  # the last one's
+    kept, last = load_student(home / f"export-{names[0]}"), load_student(out / "stages" / "2.2")
+    assert torch.equal(kept.decoder.head.weight, last.decoder.head.weight)
+
+
+def test_one_stage_goes_on_from_the_one_before_it_in_the_curriculum(home, capsys):
+    skip = order("1.2", "1.3")
+    command(home, "single", "--stage", "1.3", *skip, expect=2)
+    assert "stage 1.3 starts from stage 1.2, which has no result" in capsys.readouterr().err
+    command(home, "single", "--stage", "1.1", *skip, expect=2)
+    assert "has no stage 1.1 in its curriculum; it has 1.2, 1.3: set curriculum" in capsys.readouterr().err
+    command(home, "single", "--stage", "1.2", *skip)
+    out = command(home, "single", "--stage", "1.3", *skip)
+    assert sorted(path.name for path in (out / "stages").iterdir()) == ["1.2", "1.3"]
+    command(home, "single", "--stage", "1.1", *order("1.1", "1.3"), expect=2)
+    assert "stage 1.3 in" in (error := capsys.readouterr().err) and "other numbers (curriculum" in error
+    command(home, "single", "--stage", "1.1", *order("1.1", "1.3"), "--overwrite")  # another curriculum's are given up
+    assert [path.name for path in (out / "stages").iterdir()] == ["1.1"]
+
+
+def test_a_curriculum_is_planned(home, capsys):
+    command(home, "none", "--stage", "all", *order("joint", "2.1"), *sets("stage.joint.noise_share=1"), "--plan")
+    stages = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert stages.count("joint") == stages.count("2.1") == 2 and "1.1" not in stages
+
+
+def test_a_curriculum_without_a_decoder_has_no_bits_per_byte(home, capsys):
+    out = command(home, "prose", "--stage", "all", *order("1.1", "1.2", "1.3"))
+    assert "none: no stage of this curriculum trains the byte-level decoder" in capsys.readouterr().out
+    report = report_of(out)
+    assert report["student_bpb"] is None and report["teacher_forced_leaking_bits"] is None
+    assert load_student(out / "model").config.token_head
+
+
+def test_stage_2_on_other_text_with_the_same_teacher(home):
+    """The two commands of docs/training.md."""
+    prose = command(home, "first", "--stage", "all", *order("1.1", "1.2", "1.3"))
+    teacher = report_of(prose)["teacher_folder"]
+    start = ["--from", prose / "stages" / "1.3", "--teacher", teacher]
+    code = command(home, "second", "--stage", "all", *order("2.1", "2.2"), *start, data="code.txt")
+    report = report_of(code)
+    assert report["teacher_folder"] == teacher and [row["stage"] for row in report["stages"]] == ["2.1", "2.2"]
+    found, expected = weights(code / "stages" / "2.1"), weights(prose / "stages" / "1.3")
+    assert all(torch.equal(found[name], value) for name, value in expected.items() if name.startswith("core."))
+
+
+def test_a_leaking_model_is_reported_as_such(home, capsys):
+    out = command(home, "leaking", "--stage", "all", *order("1.1", "2.1"), *sets("model.dechunk=lookahead"))
+    report = report_of(out)
+    assert report["student_bpb"] is None and report["retention"] is None
+    assert 0 < report["teacher_forced_leaking_bits"] < 10
+    shown = capsys.readouterr().out
+    assert f"teacher-forced, leaks: {report['teacher_forced_leaking_bits']:.4f}" in shown
+    assert "bits/byte (bound" not in shown
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
+def test_a_teacher_of_each_family_teaches(home, architecture):
+    choice = sets(f"teacher.architecture={architecture}", "teacher.seconds=0.001")
+    out = command(home, architecture, "--stage", "1.2", *order("1.2"), *choice)
+    model = load_student(out / "stages" / "1.2")
+    assert model.config.core["model_type"] == architecture
+    row = json.loads((out / "stages" / "1.2" / "complete.json").read_text())
+    assert row["after"]["kl"] > 0 and row["skipped"] == 0
+    before = {path.name for path in (home / "cache").glob("teacher-*")}
+    command(home, f"{architecture}-again", "--stage", "1.2", *order("1.2"), *choice)
+    assert {path.name for path in (home / "cache").glob("teacher-*")} == before  # found again
+
+
+def test_options_train_and_a_resumed_stage_ends_with_the_same_bits(home, tmp_path):
+    """Noise, consistency and the anchor need nothing of a checkpoint: stopped half-way, a stage ends as it would."""
+    options = sets(*(f'stage."2.2".{one}' for one in (*NOISE, "anchor_weight=0.5", "bytes=6144")))
+    through = command(home, "through", "--stage", "all", *order("1.2", "2.2"), *options)
+    logs = [json.loads(line) for line in (through / "logs" / "2.2" / "metrics.jsonl").read_text().splitlines()]
+    assert {"consistency", "anchor", "boundary", "cross_entropy"} <= set(logs[0])
+    assert logs[0]["anchor"] == pytest.approx(0, abs=1e-5) and logs[-1]["anchor"] > logs[0]["anchor"]
+    half = home / "half"
+    shutil.copytree(through, half)
+    for gone in ("stages/2.2", "logs/2.2", "model"):
+        shutil.rmtree(half / gone)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "finish_step", stopping_after(5))
+        command(home, "half", "--stage", "2.2", *order("1.2", "2.2"), *options)
+    assert (half / "stages" / "2.2.checkpoint").is_dir()
+    command(home, "half", "--stage", "2.2", *order("1.2", "2.2"), *options, "--resume")
+    found, expected = weights(half / "stages" / "2.2"), weights(through / "stages" / "2.2")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def stopping_after(steps):
+    """The loop's step, the last of so many told to stop as SIGTERM would."""
+    finish, number = loop.finish_step, count(1)
+
+    def step(*args, **kwargs):
+        return finish(*args, **{**kwargs, "stop": next(number) == steps})
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["curriculum=[]"], "curriculum is empty: name a stage, or leave it out"),
+        (['curriculum=["1.1", "3.1"]'], "curriculum: unknown stage '3.1'; the stages are 1.1, .* and joint"),
+        (['curriculum=["1.1", "1.2", "1.1"]'], "curriculum names stage 1.1 twice: .* leave one out"),
+        (
+            ['curriculum=["joint", "2.1"]'],
+            "curriculum names stage joint, which has no numbers: add a table",
+        ),
+        (["curriculum=1.1"], "curriculum must be tuple, got 1.1"),
+        (["teacher.architecture=gpt2"], "architecture must be llama or qwen3 or olmo2, got 'gpt2'"),
+        (['stage."1.3".noise_share=2.0'], "stage 1.3: noise_share is a share in .* got 2.0"),
+        (['stage."1.3".noise_rate=0.0'], "stage 1.3: noise_rate must be positive, got 0.0"),
+        (['stage."1.3".noise_kinds=["drip"]'], "noise_kinds must be some of upper, .* got 'drip'"),
+        (['stage."1.3".noise_kinds=[]'], "noise_kinds is empty: name some of upper"),
+        (['stage."1.3".consistency_weight=1.0'], "compares noised bytes with clean ones: give a noise_share too"),
+        (['stage."2.1".consistency_weight=1.0'], "stage 2.1: consistency_weight is for stages that train the router"),
+        (['stage."2.1".anchor_weight=1.0'], "stage 2.1: anchor_weight is for stage 2.2 alone, got 1.0"),
+        (["control.anchor_weight=1.0"], "control: anchor_weight is for stage 2.2 alone"),
+    ],
+)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(UserError, match=message):
+        read_recipe("quickstart", overrides)
+
+
+def test_the_papers_variants_can_be_set_on_the_quickstart():
+    for one in ("model.draft_head=true", "model.dechunk=causal", "model.dechunk=lookahead", "model.dechunk=hold"):
+        key, value = one.removeprefix("model.").split("=")
+        assert str(getattr(read_recipe("quickstart", [one]).model, key)).lower() == value
+    for direction in ("forward", "reverse"):
+        assert read_recipe("quickstart", [f'stage."1.2".direction={direction}']).stage["1.2"].direction == direction
+    assert read_recipe("quickstart").order == ("1.1", "1.2", "1.3", "2.1", "2.2")
+
+
+def test_a_budget_is_that_of_the_curriculum():
+    recipe = read_recipe("quickstart", ['curriculum=["1.2", "2.1"]']).scaled(60)
+    assert recipe.teacher.seconds + sum(recipe.stage[name].seconds for name in recipe.order) == pytest.approx(60)

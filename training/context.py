@@ -1,0 +1,99 @@
+"""Who learns from whom: the student under its root, the frozen models beside it, the stage's numbers."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import bytekernels
+from bytekernels import AlignedBatch
+from models import ByteLM
+from models.core import run_packed, use_packed
+from training.recipe import StageRecipe
+
+
+class Teacher(nn.Module):
+    """The frozen token-trained model. All of its parameters that are not in blocks are read by way of ``forward``.
+
+    Args:
+        model: a causal language model of transformers that accepts ``inputs_embeds``.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = use_packed(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, batch: AlignedBatch, *, hidden: bool = True) -> Tensor:
+        """The last hidden state at every token, or the tokens' input embeddings: [M, d_core]."""
+        embeddings = self.model.get_input_embeddings()(batch.token_ids)
+        return run_packed(self.model.base_model, embeddings, batch.token_cu) if hidden else embeddings
+
+    def narrow(self, dtype: torch.dtype) -> None:
+        """Keep the parameters in a narrower dtype. Buffers stay: rotary frequencies would lose their angles."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    @property
+    def head(self) -> Tensor:
+        """[V, d_core], the token head's weight, which may be read after a forward pass."""
+        return self.model.get_output_embeddings().weight
+
+
+class Anchor(nn.Module):
+    """A student as it is now, as far as its token head: a frozen copy to hold a later one against.
+
+    Args:
+        model: with a token head.
+    """
+
+    def __init__(self, model: ByteLM) -> None:
+        super().__init__()
+        self.encoder, self.core, self.token_head = map(deepcopy, (model.encoder, model.core, model.token_head))
+        self.eval().requires_grad_(False).zero_grad()
+
+    @torch.no_grad()
+    def forward(self, batch: AlignedBatch) -> Tensor:
+        """The core's state at every token's end: [M, d_core]. The bytes are the batch's own, noised where they are."""
+        h = self.encoder(batch.ids, batch.cu_seqlens)
+        routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
+        return self.core(bytekernels.gather_chunks(h, routing), routing.cu_chunks)
+
+    @property
+    def head(self) -> Tensor:
+        """[V, d_core], the token head's weight, which may be read after a forward pass."""
+        return self.token_head.weight
+
+
+@dataclass(frozen=True)
+class Context:
+    """Who learns from whom, and how.
+
+    Attributes:
+        model: the student (a token-trained model while a teacher is being made).
+        teacher: None where a stage needs none.
+        recipe: the stage's numbers.
+        anchor: what the student was when the stage began, where ``recipe.anchor_weight`` asks for it.
+    """
+
+    model: PreTrainedModel
+    teacher: Teacher | None
+    recipe: StageRecipe
+    anchor: Anchor | None = None
+
+
+class Learner(nn.Module):
+    """The root under which a stage computes: FSDP2 gathers parameters for what happens inside a forward pass."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.model = context.model
+        self._context = (context,)  # in a tuple, so that the teacher is no module of this one
+
+    def forward(self, function: Callable[[Context, AlignedBatch], Any], batch: AlignedBatch) -> Any:
+        """``function(context, batch)``: an objective, or a measure's sums."""
+        return function(self._context[0], batch)

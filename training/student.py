@@ -1,0 +1,62 @@
+"""Byte-level models from folders that stages have written."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from models import ByteLM, ByteLMConfig
+from training.errors import UserError
+from training.recipe import ModelRecipe
+
+_CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
+
+
+def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
+    """A byte-level model from a folder.
+
+    Args:
+        folder: written by a stage.
+        config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
+            too many: the dechunk, or the head, is then made anew or dropped.
+
+    Raises:
+        UserError: no such folder, no byte-level model in it, or other sizes.
+    """
+    check_model_folder(folder)
+    try:
+        model = ByteLM.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load {folder}: {str(error).splitlines()[0]}") from error
+    if config is None:
+        return model
+    for name, found, wanted in _sizes(model.config, config):
+        if found != wanted:
+            raise UserError(f"{folder} has {name} {found!r}, but the recipe and its teacher ask for {wanted!r}")
+    others = {name: getattr(config, name) for name in _CHANGEABLE}
+    if all(getattr(model.config, name) == value for name, value in others.items()):
+        return model
+    kept = model.state_dict() if model.config.dechunk == config.dechunk else _without(model.state_dict(), "dechunk.")
+    other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), **others}))
+    own = other.state_dict()
+    other.load_state_dict({name: kept.get(name, value) for name, value in own.items()})
+    return other
+
+
+def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
+    for field in dataclasses.fields(ModelRecipe):
+        if field.name not in _CHANGEABLE:
+            yield field.name, getattr(found, field.name), getattr(wanted, field.name)
+    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)
+
+
+def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises UserError where no byte-level model is in a folder."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no byte-level model in {folder}: give a folder that a stage has written")
