@@ -159,9 +159,7 @@ def _token_kl(context: Context, batch: AlignedBatch, hidden: Tensor, direction: 
 
 def boundary(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.3: binary cross-entropy between the router's probability and the tokenizer's ends."""
-    with torch.no_grad():
-        h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    prob = context.model.router(h, batch.ids, batch.cu_seqlens).prob
+    prob = context.model.route(batch.ids, batch.cu_seqlens).prob
     return _loss(_count(batch.ids), boundary=_boundary_loss(context, batch, prob))
 
 
@@ -273,8 +271,7 @@ def _kl_sums(context: Context, batch: AlignedBatch) -> Tensor:
 
 
 def _boundary_sums(context: Context, batch: AlignedBatch) -> Tensor:
-    h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    found = context.model.router(h, batch.ids, batch.cu_seqlens).boundary
+    found = context.model.route(batch.ids, batch.cu_seqlens).boundary
     targets, free = boundary_targets(context, batch)
     found, targets = found[free], targets[free]
     return torch.stack([(found & targets).sum(), found.sum(), targets.sum()]).double()
