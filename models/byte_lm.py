@@ -7,35 +7,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import bytekernels
-from bytekernels import BOS, MixerState, Routing
+from bytekernels import BOS, Routing
 from bytekernels.ragged import check_cu_seqlens
 from models.config import ByteLMConfig
 from models.core import Core
 from models.dechunk import Dechunk
-from models.decoding import DecodingState
+from models.decoding import BlockState, DecodingState
+from models.encoder import ByteReader, Encoder
 from models.hub import HubModel
 from models.layers import ByteEmbedding, SwiGLU
 from models.local_stack import LocalStack
 from models.router import Router
 
 JOINT = 512  # next byte x "does a chunk end on it": entry b for going on, 256 + b for an end
-
-
-class Encoder(nn.Module):
-    """Bytes to states of the core's width: embedding, Mamba2 blocks, SwiGLU."""
-
-    def __init__(self, config: ByteLMConfig) -> None:
-        super().__init__()
-        self.embed = ByteEmbedding(config.width)
-        self.stack = LocalStack(config, config.encoder_layers)
-        self.bridge = SwiGLU(config.width, config.bridge_inner, config.core_width)
-
-    def forward(self, ids: Tensor, cu_seqlens: Tensor, states: list[MixerState] | None = None) -> Tensor:
-        """[T] to [T, d_core]; the blocks' states after each sequence are added to ``states``."""
-        return self.bridge(self.stack(self.embed.weight, cu_seqlens, ids, states))
-
-    def step(self, ids: Tensor, states: list[MixerState], active: Tensor | None = None) -> Tensor:
-        return self.bridge(self.stack.step(self.embed(ids), states, active))
 
 
 class Decoder(nn.Module):
@@ -60,13 +44,13 @@ class Decoder(nn.Module):
         return self.head(x), None if self.draft_head is None else self.draft_head(x)
 
     def forward(
-        self, u: Tensor, ids: Tensor, cu_seqlens: Tensor, states: list[MixerState] | None = None
+        self, u: Tensor, ids: Tensor, cu_seqlens: Tensor, states: list[BlockState] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The heads' logits; the blocks' states after each sequence are added to ``states``."""
         return self.heads(self.stack(self.enter(u, ids), cu_seqlens, states=states))
 
     def step(
-        self, u: Tensor, ids: Tensor, states: list[MixerState], active: Tensor | None = None
+        self, u: Tensor, ids: Tensor, states: list[BlockState], active: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         return self.heads(self.stack.step(self.enter(u, ids), states, active))
 
@@ -93,8 +77,9 @@ class Prefill(NamedTuple):
     """S sequences, read but for the bits of their last bytes.
 
     Attributes:
-        state: the encoder has seen all bytes, core and decoder all but each sequence's last.
+        state: encoder and router have seen all bytes, core and decoder all but each sequence's last.
         h: [S, d_core], the encoder's states of the last bytes.
+        router_read: [S, d_r], what the router reads of them: h, or its own encoder's states.
         logits: [S, 512], what the byte before the last predicts; zeros where there is none.
         draft: [S, 256], likewise the draft head's; None without one.
         boundary: bool [T], the bits; the last bytes' are the router's, or False where it would have to look ahead
@@ -103,6 +88,7 @@ class Prefill(NamedTuple):
 
     state: DecodingState
     h: Tensor
+    router_read: Tensor
     logits: Tensor
     draft: Tensor | None
     boundary: Tensor
@@ -169,6 +155,23 @@ class ByteLM(HubModel):
         logits, draft = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
         return ByteLMOutput(logits, routing, h, chunks, draft)
 
+    def route(self, ids: Tensor, cu_seqlens: Tensor) -> Routing:
+        """The router's chunks alone, from no more than it reads; arguments as in :meth:`forward`.
+
+        Gradients reach the router, and not an encoder that is not its own.
+        """
+        h = None
+        if self.router.encoder is None:
+            with torch.no_grad():
+                h = self.encoder(ids, cu_seqlens)
+        return self.router(h, ids, cu_seqlens)
+
+    def router_source(self, state: DecodingState) -> tuple[ByteReader, list[BlockState]]:
+        """What the router reads bytes with, the encoder or one of its own, and its part of a decoding state."""
+        if self.router.encoder is None:
+            return self.encoder, state.encoder
+        return self.router.encoder, state.router
+
     def drop_token_head(self) -> None:
         """Forget the teacher's token head, which no stage after distillation reads."""
         self.config.token_head = False
@@ -183,6 +186,7 @@ class ByteLM(HubModel):
         """The decoding state of S sequences that have not begun."""
         return DecodingState(
             self.encoder.stack.empty_state(sequences),
+            [] if self.router.encoder is None else self.router.encoder.stack.empty_state(sequences),
             self.decoder.stack.empty_state(sequences),
             self.core.empty_cache(sequences),
             self.dechunk.null.detach().repeat(sequences, 1),
@@ -210,9 +214,11 @@ class ByteLM(HubModel):
         self.dechunk.check_causal()
         state = self.empty_state(sequences)
         state.encoder.clear()
+        state.router.clear()
         h = self.encoder(ids, cu_seqlens, state.encoder)
+        seen = self.router.read(h, ids, cu_seqlens, state.router)
         if boundary is None:
-            boundary = self.router(h, ids, cu_seqlens).boundary.clone()
+            boundary = self.router.route(seen, ids, cu_seqlens).boundary.clone()
             if self.config.lookahead:
                 boundary[ends] = ids[ends] == BOS
         before = torch.ones_like(boundary)  # all but the last byte of each sequence
@@ -229,7 +235,7 @@ class ByteLM(HubModel):
         if read.numel():
             state.held = torch.where(some[:, None], held[last], state.held)
         newest = [None if x is None else _rows_of(x, last, some) for x in (logits, draft)]
-        return Prefill(state, h[ends], cast(Tensor, newest[0]), newest[1], boundary)
+        return Prefill(state, h[ends], seen[ends], cast(Tensor, newest[0]), newest[1], boundary)
 
     @torch.no_grad()
     def step(self, ids: Tensor, boundary: Tensor, state: DecodingState, active: Tensor | None = None) -> Tensor:
@@ -247,13 +253,19 @@ class ByteLM(HubModel):
         Raises:
             ValueError: a sequence has as many chunks as the core has positions; the dechunk weight is ``lookahead``.
         """
-        h = self.encoder.step(ids, state.encoder, active)
+        h, _ = self.step_encoder(ids, state, active)
         closed = boundary | (ids == BOS)
         if active is not None:
             closed = closed & active
         if bool(closed.any()):
             self.close_chunks(h, closed, state)
         return self.step_decoder(h, ids, state, active)[0]
+
+    def step_encoder(self, ids: Tensor, state: DecodingState, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The beginning of a step: the encoder's states [S, d_core] of bytes, and what the router reads of them."""
+        h = self.encoder.step(ids, state.encoder, active)
+        own = self.router.encoder
+        return h, h if own is None else own.step(ids, state.router, active)
 
     def close_chunks(self, h: Tensor, closed: Tensor, state: DecodingState) -> None:
         """The middle of a step: the core reads a chunk of each sequence in ``closed`` (bool [S]), ended by ``h``."""

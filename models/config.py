@@ -10,6 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 DECHUNK_WEIGHTS = ("hold", "causal", "lookahead")
+ENCODERS = ("mamba2", "attention")
+ROUTERS = ("integrated", "split")
 # What transformers itself may write into a config.json beside its own fields.
 FOREIGN_SETTINGS = {
     *("attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation", "num_labels"),
@@ -23,13 +25,19 @@ class ByteLMConfig(PreTrainedConfig):
     Attributes:
         core: the teacher's own configuration, as a dictionary with its ``model_type``.
         width: d, the width of the byte-level stacks.
-        encoder_layers: Mamba2 blocks before the router.
+        encoder: the encoder's blocks: ``mamba2``, or ``attention`` for transformer blocks of as many parameters, whose
+            bytes attend to the nearest ones before them.
+        encoder_layers: blocks before the router.
         decoder_layers: Mamba2 blocks after the dechunk.
         state_size: N, the Mamba2 state per channel.
         expand: Mamba2 inner width over ``width``.
-        head_dim: P, channels per Mamba2 head.
+        head_dim: P, channels per head of Mamba2 or attention.
         num_groups: G, groups that share B and C.
         conv_kernel: K, width of the causal convolution.
+        attention_window: bytes that one sees in a block of ``encoder="attention"``, itself among them. L blocks reach
+            ``L x (attention_window - 1)`` bytes back; a decoding state keeps as many keys and values a block.
+        router: ``integrated`` (reads the encoder's states) or ``split`` (an encoder of its own, of Mamba2 blocks).
+        router_layers: blocks of a split router's encoder.
         bridge_inner: inner width of the SwiGLUs between ``width`` and the core's width.
         router_inner: inner width of the router's two SwiGLUs.
         lookahead: True for a router of chunk ends that sees the next byte, False for H-Net's chunk starts.
@@ -48,6 +56,7 @@ class ByteLMConfig(PreTrainedConfig):
 
     core: dict[str, Any] | None = None
     width: int = 1536
+    encoder: str = "mamba2"
     encoder_layers: int = 4
     decoder_layers: int = 4
     state_size: int = 128
@@ -55,6 +64,9 @@ class ByteLMConfig(PreTrainedConfig):
     head_dim: int = 64
     num_groups: int = 1
     conv_kernel: int = 4
+    attention_window: int = 256
+    router: str = "integrated"
+    router_layers: int = 2
     bridge_inner: int = 8192
     router_inner: int = 8192
     lookahead: bool = True
@@ -70,6 +82,18 @@ class ByteLMConfig(PreTrainedConfig):
     @property
     def num_heads(self) -> int:
         return self.inner_width // self.head_dim
+
+    @property
+    def attention_inner(self) -> int:
+        """Inner width of the MLP in a block of windowed attention, which then has as many parameters as a Mamba2 block.
+
+        It is the nearest multiple of 16, or 0 where attention takes all of them.
+        """
+        conv_channels = self.inner_width + 2 * self.num_groups * self.state_size
+        projections = self.width * (2 * self.inner_width + conv_channels + self.num_heads)
+        mixer = projections + conv_channels * (self.conv_kernel + 1) + 3 * self.num_heads + self.inner_width
+        attention = 4 * self.width**2 + self.width  # and the second norm
+        return max(0, round((mixer - attention) / (3 * self.width) / 16) * 16)
 
     @property
     def core_width(self) -> int:
@@ -131,8 +155,19 @@ class ByteLMConfig(PreTrainedConfig):
             raise ValueError(f"num_groups must divide the {self.num_heads} heads, got {self.num_groups}")
         if self.conv_kernel < 2:
             raise ValueError(f"conv_kernel must be at least 2, got {self.conv_kernel}")
-        if self.dechunk not in DECHUNK_WEIGHTS:
-            raise ValueError(f"dechunk must be one of {', '.join(DECHUNK_WEIGHTS)}, got {self.dechunk!r}")
+        for name, choices in (("dechunk", DECHUNK_WEIGHTS), ("encoder", ENCODERS), ("router", ROUTERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.encoder == "attention":
+            if self.width % self.head_dim or self.head_dim % 2:
+                raise ValueError(
+                    f"encoder='attention' needs an even head_dim that divides width {self.width}, got {self.head_dim}"
+                )
+            if not self.attention_inner:
+                raise ValueError(
+                    "encoder='attention' has the parameters of Mamba2 blocks, and too few are left for an MLP with "
+                    f"expand={self.expand} and state_size={self.state_size}: raise expand to 2 or more"
+                )
         if self.dechunk == "lookahead" and not self.lookahead:
             raise ValueError("dechunk='lookahead' needs a lookahead router; H-Net's router is causal: use 'causal'")
         if self.draft_head and not self.lookahead:

@@ -3,16 +3,15 @@
 import inspect
 from collections.abc import Callable
 from functools import cache as remembered
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
 from bytekernels.ragged import positions
 from models.chunk_cache import CacheStep, ChunkCache
 from models.config import ByteLMConfig
+from models.packed_attention import attend_by_sequence, attend_in_one_call, attend_to_cache
 
 ATTENTION = "bytekernels_packed"
 
@@ -57,69 +56,14 @@ def packed_attention(
     if dropout or softcap:
         raise ValueError(f"packed attention has neither dropout nor softcap, got dropout={dropout}, softcap={softcap}")
     if step is not None:
-        return _attend_to_cache(query, key, value, scaling, step.mask(sliding_window)), None
+        return attend_to_cache(query, key, value, step.mask(sliding_window), scaling=scaling), None
     if cu_chunks is None:
         raise ValueError("packed attention needs cu_chunks, the chunks' offsets, or step: run it through run_packed")
     if query.device.type == "cuda":
-        return _varlen(query, key, value, cu_chunks, longest, scaling, sliding_window), None
-    return _by_sequence(query, key, value, cu_chunks, scaling, sliding_window), None
-
-
-def _by_sequence(
-    query: Tensor, key: Tensor, value: Tensor, cu_chunks: Tensor, scaling: float | None, window: int | None
-) -> Tensor:
-    """Sequence after sequence in fp32: on the CPU the bf16 kernel's backward takes three times as long."""
-    lengths = (cu_chunks[1:] - cu_chunks[:-1]).tolist()
-    with torch.autocast(query.device.type, enabled=False):
-        parts = (
-            tensor.to(torch.promote_types(tensor.dtype, torch.float32)).split(lengths, 2)
-            for tensor in (query, key, value)
-        )
-        outputs = [_attend(q, k, v, scaling, window) for q, k, v in zip(*parts, strict=True) if q.shape[2]]
-        return torch.cat(outputs, dim=2).transpose(1, 2).to(query.dtype)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    rows, mask = query.shape[2], None
-    if window is not None and rows > window:
-        place = torch.arange(rows, device=query.device)
-        behind = place[:, None] - place
-        mask = (behind >= 0) & (behind < window)
-    return F.scaled_dot_product_attention(
-        query, key, value, mask, scale=scaling, is_causal=mask is None and rows > 1, enable_gqa=True
-    )
-
-
-def _attend_to_cache(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, mask: Tensor) -> Tensor:
-    """One query for each of S sequences, [S, heads, 1, head_dim], to [S, 1, heads, head_dim]; mask [S, 1, 1, L].
-
-    The query heads that share keys are the rows of one product, so that keys need not be repeated.
-    """
-    sequences, heads, _, head_dim = query.shape
-    grouped = query.view(sequences, key.shape[1], heads // key.shape[1], head_dim)
-    out = F.scaled_dot_product_attention(grouped, key, value, mask, scale=scaling)
-    return out.reshape(sequences, 1, heads, head_dim)
-
-
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_chunks: Tensor,
-    longest: int,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    """All sequences in one call of flash attention, which takes 16-bit inputs: float32 ones are rounded to bf16."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    half = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    q, k, v = (tensor[0].transpose(0, 1).to(half) for tensor in (query, key, value))  # [M, heads, head_dim]
-    out = varlen_attn(
-        q, k, v, cu_chunks, cu_chunks, longest, longest,
-        scale=scaling, window_size=(window - 1 if window else -1, 0), enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
-    return cast(Tensor, out)[None].to(query.dtype)
+        return attend_in_one_call(
+            query, key, value, cu_chunks, longest=longest, scaling=scaling, window=sliding_window
+        ), None
+    return attend_by_sequence(query, key, value, cu_chunks, scaling=scaling, window=sliding_window), None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

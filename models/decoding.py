@@ -1,13 +1,16 @@
 """What a byte-level model remembers of its sequences between two bytes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 from torch import Tensor
 
 from bytekernels import MixerState
 from models.chunk_cache import ChunkCache
+from models.window_attention import WindowState
+
+BlockState = MixerState | WindowState  # all of whose fields are tensors [S, ...]
 
 
 @dataclass
@@ -16,13 +19,15 @@ class DecodingState:
 
     Attributes:
         encoder: a state for each of the encoder's blocks.
+        router: a state for each block of the router's own encoder; none where it reads the encoder's states.
         decoder: a state for each of the decoder's blocks.
         cache: the core's keys and values.
         held: [S, d_core], what a byte reads of the chunks: the newest finished one, or their moving average.
     """
 
-    encoder: list[MixerState]
-    decoder: list[MixerState]
+    encoder: list[BlockState]
+    router: list[BlockState]
+    decoder: list[BlockState]
     cache: ChunkCache
     held: Tensor
 
@@ -30,6 +35,7 @@ class DecodingState:
         """A copy of some slots, int64 [R], in that order; they may repeat."""
         return type(self)(
             [_select(state, slots) for state in self.encoder],
+            [_select(state, slots) for state in self.router],
             [_select(state, slots) for state in self.decoder],
             self.cache.select(slots),
             self.held[slots],
@@ -38,9 +44,9 @@ class DecodingState:
     def tensors(self) -> dict[str, Tensor]:
         """All that :meth:`restore` needs, by name; shares memory with the state."""
         tensors = {"held": self.held, "cache.lengths": self.cache.lengths}
-        for part in ("encoder", "decoder"):
+        for part in ("encoder", "router", "decoder"):
             for i, state in enumerate(getattr(self, part)):
-                tensors |= {f"{part}.{i}.{name}": getattr(state, name) for name in ("conv", "position", "ssm")}
+                tensors |= {f"{part}.{i}.{name}": tensor for name, tensor in tensors_of(state).items()}
         for name in ("keys", "values"):
             for i, kept in enumerate(getattr(self.cache, name)):
                 if kept is not None:
@@ -66,5 +72,15 @@ class DecodingState:
         self.cache.restore(tensors)
 
 
-def _select(state: MixerState, slots: Tensor) -> MixerState:
-    return MixerState(state.conv[slots], state.position[slots], state.ssm[slots])
+def tensors_of(state: BlockState) -> dict[str, Tensor]:
+    """A block's state by the names of its fields."""
+    return {field.name: getattr(state, field.name) for field in fields(state)}
+
+
+def copy_of(state: BlockState) -> BlockState:
+    """The same state in memory of its own."""
+    return type(state)(**{name: tensor.clone() for name, tensor in tensors_of(state).items()})
+
+
+def _select(state: BlockState, slots: Tensor) -> BlockState:
+    return type(state)(**{name: tensor[slots] for name, tensor in tensors_of(state).items()})

@@ -1,7 +1,7 @@
-"""The byte-level stacks: residual Mamba2 blocks (Dao & Gu 2024) over packed bytes."""
+"""The byte-level stacks: residual blocks over packed bytes, of Mamba2 mixers (Dao & Gu 2024) or windowed attention."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ import bytekernels
 from bytekernels import MixerState
 from bytekernels.ragged import accumulation_dtype
 from models.config import ByteLMConfig
+from models.decoding import BlockState
 from models.layers import RMSNorm
+from models.window_attention import AttentionBlock
 
 
 class Mamba2Mixer(nn.Module):
@@ -111,20 +113,23 @@ class Block(GradientCheckpointingLayer):
         return self.mixer.step(x, state, active), residual
 
 
-class LocalStack(nn.Module):
-    """Mamba2 blocks and a last norm over packed bytes."""
+BLOCKS = {"mamba2": Block, "attention": AttentionBlock}
 
-    def __init__(self, config: ByteLMConfig, num_layers: int) -> None:
+
+class LocalStack(nn.Module):
+    """Blocks of a kind (a key of :data:`BLOCKS`) and a last norm over packed bytes."""
+
+    def __init__(self, config: ByteLMConfig, num_layers: int, kind: str = "mamba2") -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, num_layers) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(BLOCKS[kind](config, num_layers) for _ in range(num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None, states: list[MixerState] | None = None
+        self, x: Tensor, cu_seqlens: Tensor, ids: Tensor | None = None, states: list[BlockState] | None = None
     ) -> Tensor:
         """[T, d] to [T, d], each sequence by itself.
 
-        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``: the first norm and in_proj, which
+        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``: the first norm and projection, which
         see nothing but the byte, then run over 256 rows in place of T. To ``states`` each block adds the state from
         which :meth:`step` goes on.
         """
@@ -136,7 +141,7 @@ class LocalStack(nn.Module):
             ids = None
         return self.norm(x, residual)[0]
 
-    def step(self, x: Tensor, states: list[MixerState], active: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, states: list[BlockState], active: Tensor | None = None) -> Tensor:
         """One more row of each of S sequences, [S, d] to [S, d].
 
         Args:
@@ -149,9 +154,9 @@ class LocalStack(nn.Module):
             x, residual = block.step(x, residual, state, active)
         return self.norm(x, residual)[0]
 
-    def empty_state(self, sequences: int) -> list[MixerState]:
+    def empty_state(self, sequences: int) -> list[BlockState]:
         return [block.mixer.empty_state(sequences) for block in self._typed_blocks]
 
     @property
-    def _typed_blocks(self) -> list[Block]:
-        return cast(list[Block], self.blocks)
+    def _typed_blocks(self) -> list[Any]:
+        return cast(list[Any], self.blocks)

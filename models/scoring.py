@@ -229,8 +229,7 @@ class Scorer:
     def _route(self, data: bytes) -> np.ndarray:
         """The router's bits of BOS and the bytes after it: bool [len(data) + 1]."""
         ids, cu_seqlens = pack_with_padding([data], self.model.device)
-        h = self.model.encoder(ids, cu_seqlens)
-        return self.model.router(h, ids, cu_seqlens).boundary[: len(data) + 1].cpu().numpy()
+        return self.model.route(ids, cu_seqlens).boundary[: len(data) + 1].cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------- paths
 

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bytekernels import BOS, EOS, MixerState
+from bytekernels import BOS, EOS
 from models.byte_lm import ByteLM, Prefill
+from models.decoding import BlockState, copy_of, tensors_of
 from models.padding import pack_with_padding
 from models.sampling import Draws, Sampling
 from models.slots import ENDED, FULL, GOING, REASONS, STOPPED, WRITTEN, Slots
@@ -125,7 +126,7 @@ class Writer:
             return routed
         if self.mode == "multibyte":
             assert read.draft is not None
-            return self._look_ahead(s.h, read.draft[slots], used) | (s.byte == BOS)
+            return self._look_ahead(read.router_read[slots], read.draft[slots], used) | (s.byte == BOS)
         byte = s.byte.long()[:, None]
         halves = read.logits[slots].gather(1, torch.cat([byte, byte + 256], dim=1)).float()
         return self._draws.index(halves, used).bool() | (s.byte == BOS)
@@ -340,19 +341,20 @@ class Writer:
         else:
             drawn = self._draws.pairs(torch.logaddexp(logits[:, :256].float(), logits[:, 256:].float()), s.active)
         s.byte.copy_(torch.where(s.active, drawn % 256, s.byte))
-        h = self.model.encoder.step(s.byte, self._state.encoder, s.active)
+        h, read = self.model.step_encoder(s.byte, self._state, s.active)
         s.h.copy_(torch.where(s.active[:, None], h, s.h))
-        bit = drawn >= 256 if draft is None or self.mode == "joint" else self._look_ahead(h, draft, s.active)
+        bit = drawn >= 256 if draft is None or self.mode == "joint" else self._look_ahead(read, draft, s.active)
         s.bit.copy_(torch.where(s.active, bit, s.bit))
         self._note()
 
-    def _look_ahead(self, h: Tensor, draft: Tensor, active: Tensor) -> Tensor:
-        """Whether the router would end a chunk where h [S, d_core] is, if the likeliest draft [S, 256] came next."""
-        for scratch, state in zip(self._scratch, self._state.encoder, strict=True):
-            for name in ("conv", "position", "ssm"):
-                getattr(scratch, name).copy_(getattr(state, name))
-        following = self.model.encoder.step(draft.argmax(1).to(torch.uint8), self._scratch, active)
-        return self.model.router.pair(h, following) >= 0.5
+    def _look_ahead(self, read: Tensor, draft: Tensor, active: Tensor) -> Tensor:
+        """Whether the router, having read [S, d_r], would end a chunk if the likeliest draft [S, 256] came next."""
+        reader, states = self.model.router_source(self._state)
+        for scratch, state in zip(self._scratch, states, strict=True):
+            for name, tensor in tensors_of(state).items():
+                getattr(scratch, name).copy_(tensor)
+        following = reader.step(draft.argmax(1).to(torch.uint8), self._scratch, active)
+        return self.model.router.pair(read, following) >= 0.5
 
     def _note(self) -> None:
         """Write down what the active slots drew, and who has ended."""
@@ -392,11 +394,11 @@ class Writer:
         self._slots.reason[len(kept) :] = FULL
         self._scratch = self._scratch_states()
 
-    def _scratch_states(self) -> list[MixerState]:
-        """Where the encoder is stepped on drafts."""
+    def _scratch_states(self) -> list[BlockState]:
+        """Where what the router reads bytes with is stepped on drafts."""
         if self.mode == "joint":
             return []
-        return [MixerState(one.conv.clone(), one.position.clone(), one.ssm.clone()) for one in self._state.encoder]
+        return [copy_of(state) for state in self.model.router_source(self._state)[1]]
 
     def _collect(self) -> None:
         """Note what has been written so far."""

@@ -21,6 +21,7 @@ import bytekernels
 from bytekernels import BOS, Routing
 from models import ByteLM
 from models.byte_lm import JOINT
+from models.window_attention import WindowAttention
 from training.flops import PLAIN, Extras, Rows
 from training.parallel import blocks_of
 from training.stages import Stage
@@ -70,6 +71,9 @@ def activations(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, ext
     """
     stage.freeze_others(model)
     model.core.backbone.set_attn_implementation(ATTENTION)
+    for module in model.modules():
+        if isinstance(module, WindowAttention):
+            module.attend = _window_attention  # type: ignore[method-assign]
     # Copies of weights are saved too, and do not grow: what a batch of this size adds to one is what it takes.
     one, two = (
         _run(model, stage, Rows(n * rows.bytes, n * rows.chunks, n * rows.sequences), dtype, extras) for n in (1, 2)
@@ -169,6 +173,11 @@ def _attention(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any
     return out.transpose(1, 2).to(query.dtype), None
 
 
+def _window_attention(query: Tensor, key: Tensor, value: Tensor, _: Tensor) -> Tensor:
+    """[1, heads, T, head_dim] to [1, T, heads, head_dim]."""
+    return _FlashAttention.apply(query, key, value).transpose(1, 2)
+
+
 AttentionInterface.register(ATTENTION, _attention)
 
 
@@ -179,7 +188,7 @@ def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extr
     """The forward pass of the stage's objective, as :mod:`training.objectives` has it, with M fixed beforehand."""
     ids, flags = torch.empty(rows.bytes, dtype=torch.uint8), torch.empty(rows.bytes, dtype=torch.bool)
     cu_seqlens = torch.empty(rows.sequences + 1, dtype=torch.int32)
-    h = model.encoder(ids, cu_seqlens)
+    h = None if stage.name == "1.3" and model.router.encoder is not None else model.encoder(ids, cu_seqlens)
     by_token = bytekernels.routing_of(flags, cu_seqlens, capacity=rows.chunks)
     if stage.name in ("1.1", "1.2", "joint"):
         ends = bytekernels.gather_chunks(h, by_token)
@@ -188,8 +197,9 @@ def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extr
             _KeptGradient.apply(_core(model, ends).to(dtype))
         if stage.name != "joint":
             return
+    read = model.router.read(h, ids, cu_seqlens)
     routing = bytekernels.route(
-        model.router.q_proj(h), model.router.k_proj(h), cu_seqlens, required=ids == BOS, capacity=rows.chunks
+        model.router.q_proj(read), model.router.k_proj(read), cu_seqlens, required=ids == BOS, capacity=rows.chunks
     )
     if stage.name != "2.1":
         _boundary_loss(routing, flags)

@@ -92,6 +92,7 @@ class Sizes:
 
     core: CoreSizes
     width: int
+    encoder: str
     encoder_layers: int
     decoder_layers: int
     state_size: int
@@ -99,6 +100,10 @@ class Sizes:
     num_heads: int
     num_groups: int
     conv_kernel: int
+    attention_window: int
+    attention_inner: int
+    router: str
+    router_layers: int
     bridge_inner: int
     router_inner: int
     dechunk: str
@@ -152,7 +157,8 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) ->
     chosen = CONTROL if stage == CONTROL.name else STAGES[stage]
     learns = {name: f"{name}." in chosen.trains for name in ("encoder", "router", "core", "token_head", "dechunk")}
     tally = _Tally(sizes, rows)
-    tally.encoder(learns["encoder"])
+    if stage != "1.3" or sizes.router == "integrated":
+        tally.encoder(learns["encoder"])
     if stage in ("1.2", "joint"):
         tally.distillation(learns["core"], learns["token_head"])
         if stage == "joint":
@@ -174,7 +180,8 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) ->
             tally.core(False)
             tally.heads(learns["token_head"], learns["core"])
     if extras.consistency:
-        tally.encoder(False)
+        if sizes.router == "integrated":
+            tally.encoder(False)
         tally.router(False, False)
     return tally.parts
 
@@ -213,14 +220,19 @@ class _CoreTally:
         one = 2 * rows * d_in * d_out
         self.add("products", one, one * (weight + inputs))
 
+    def attention(self, rows: int, width: int, window: int | None, learns: bool) -> None:
+        """Of a layer whose query heads are ``width`` wide together."""
+        sequences = self.rows.sequences
+        pairs = sequences * attended_pairs(rows / max(sequences, 1), window)
+        each = 2 * width * pairs  # one of the two products forward, of the five backward
+        self.add("attention", 2 * each, 5 * each * learns)
+
     def core(self, learns: bool) -> None:
         core, rows = self.core_sizes, self.rows
         one = 2 * rows.chunks * core.linear
         self.add("products", one, 2 * one * learns)
-        length = rows.chunks / max(rows.sequences, 1)
-        pairs = rows.sequences * sum(attended_pairs(length, window) for window in core.windows)
-        each = 2 * core.query_width * pairs  # one of the two products forward, of the five backward
-        self.add("attention", 2 * each, 5 * each * learns)
+        for window in core.windows:
+            self.attention(rows.chunks, core.query_width, window, learns)
 
 
 class _Tally(_CoreTally):
@@ -257,12 +269,34 @@ class _Tally(_CoreTally):
                 self.kernel(table_room, "byte_table", total, sizes.width, learns=learns)
         self.kernel(norm_room, "add_rms_norm" if layers else "rms_norm", total, sizes.width, learns=learns)
 
+    def attention_stack(self, layers: int, learns: bool) -> None:
+        """Blocks of windowed attention; the first one's norm and qkv run over the 256 byte values."""
+        width, total = self.sizes.width, self.rows.bytes
+        for layer in range(layers):
+            rows = total if layer else TABLE
+            self.kernel(norm_room, "add_rms_norm" if layer else "rms_norm", rows, width, learns=learns)
+            self.product(rows, width, 3 * width, learns, learns)
+            if not layer:
+                for columns in (width, 3 * width):
+                    self.kernel(table_room, "byte_table", total, columns, learns=learns)
+            self.attention(total, width, self.sizes.attention_window, learns)
+            self.product(total, width, width, learns, learns)
+            self.kernel(norm_room, "add_rms_norm", total, width, learns=learns)
+            self.swiglu(width, self.sizes.attention_inner, width, learns, learns)
+        self.kernel(norm_room, "add_rms_norm" if layers else "rms_norm", total, width, learns=learns)
+
     def encoder(self, learns: bool) -> None:
-        self.stack(self.sizes.encoder_layers, learns, table=True)
+        if self.sizes.encoder == "attention":
+            self.attention_stack(self.sizes.encoder_layers, learns)
+        else:
+            self.stack(self.sizes.encoder_layers, learns, table=True)
         self.swiglu(self.sizes.width, self.sizes.bridge_inner, self.core_sizes.width, learns, learns)
 
     def router(self, learns: bool, inputs: bool) -> None:
         width = self.core_sizes.width
+        if self.sizes.router == "split":
+            width, inputs = self.sizes.width, learns  # it reads its own encoder
+            self.stack(self.sizes.router_layers, learns, table=True)
         for _ in ("q", "k"):
             self.swiglu(width, self.sizes.router_inner, width, learns, inputs)
         self.kernel(route_room, "route", self.rows.bytes, width, self.rows.chunks, self.rows.sequences, learns=learns)

@@ -115,9 +115,7 @@ def _token_kl(context: Context, guide: Teacher | Anchor, batch: AlignedBatch, hi
 
 def boundary(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.3: binary cross-entropy between the router's probability and the tokenizer's ends."""
-    with torch.no_grad():
-        h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    prob = context.model.router(h, batch.ids, batch.cu_seqlens).prob
+    prob = context.model.route(batch.ids, batch.cu_seqlens).prob
     means = {"boundary": _boundary_loss(context, batch, prob), **_consistency_means(context, batch, prob)}
     return _loss(_count(batch.ids), **means)
 
@@ -142,8 +140,7 @@ def _consistency_loss(context: Context, batch: NoisedBatch, prob: Tensor) -> Ten
     """Mean KL(clean || noised) of "does a chunk end here?" over the noised bytes that stand for a clean one."""
     model, place = context.model, batch.twin.clamp(min=0)
     with torch.no_grad():
-        h = model.encoder(batch.clean_ids, batch.clean_cu)
-        clean = model.router(h, batch.clean_ids, batch.clean_cu).prob
+        clean = model.route(batch.clean_ids, batch.clean_cu).prob
     wanted, clean_free = (answers[place] for answers in _end_answers(context, clean, batch.clean_cu))
     found, free = _end_answers(context, prob, batch.cu_seqlens)
     kl = wanted * (wanted / found).log() + (1 - wanted) * ((1 - wanted) / (1 - found)).log()
@@ -279,8 +276,7 @@ def _kl_sums(context: Context, batch: AlignedBatch) -> Tensor:
 
 
 def _boundary_sums(context: Context, batch: AlignedBatch) -> Tensor:
-    h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    found = context.model.router(h, batch.ids, batch.cu_seqlens).boundary
+    found = context.model.route(batch.ids, batch.cu_seqlens).boundary
     targets, free = boundary_targets(context, batch)
     found, targets = found[free], targets[free]
     return torch.stack([(found & targets).sum(), found.sum(), targets.sum()]).double()

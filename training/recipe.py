@@ -108,6 +108,7 @@ class ModelRecipe:
     """Sizes of the byte-level parts: see :class:`models.ByteLMConfig`."""
 
     width: int = 1536
+    encoder: str = "mamba2"
     encoder_layers: int = 4
     decoder_layers: int = 4
     state_size: int = 128
@@ -115,6 +116,9 @@ class ModelRecipe:
     head_dim: int = 64
     num_groups: int = 1
     conv_kernel: int = 4
+    attention_window: int = 256
+    router: str = "integrated"
+    router_layers: int = 2
     bridge_inner: int = 8192
     router_inner: int = 8192
     lookahead: bool = True

@@ -18,7 +18,7 @@ from models import ByteLM, ByteLMConfig, Score, score, token_score
 from models.byte_lm import core_settings
 from models.core import use_packed
 from models.likelihood import path_log_probs
-from models.local_stack import Block
+from models.local_stack import BLOCKS
 from training import loop
 from training.checkpoint import read_summary, write_folder
 from training.context import Anchor, Context, Learner, Teacher
@@ -93,7 +93,7 @@ class Run:
         """A module on this process's device, or cut over those of all processes."""
         if self.ranks.size == 1:
             return module.to(self.ranks.device)
-        shard_(module, self._mesh, narrow, keep=(Block,))
+        shard_(module, self._mesh, narrow, keep=tuple(BLOCKS.values()))
         return module
 
     @property

@@ -42,8 +42,9 @@ def small_model(seed: int = 0, **settings) -> ByteLM:
     with torch.no_grad():
         model.dechunk.null.normal_()
         model.dechunk.residual.weight.normal_(std=0.3)
-        for embedding in (model.encoder.embed, model.decoder.embed):
-            embedding.weight.normal_(std=1.0)
+        for part in (model.encoder, model.decoder, model.router.encoder):
+            if part is not None:
+                part.embed.weight.normal_(std=1.0)
     return model
 
 
@@ -56,6 +57,9 @@ def packed_bytes(lengths, seed: int = 0):
     return ids, cu_seqlens
 
 
-@pytest.fixture(params=["hold", "causal"])
+ABLATED = dict(encoder="attention", attention_window=5, router="split", router_layers=1)
+
+
+@pytest.fixture(params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED], ids=["hold", "causal", "ablated"])
 def model(request) -> ByteLM:
-    return small_model(dechunk=request.param)
+    return small_model(**request.param)

@@ -45,7 +45,7 @@ def test_the_router_on_pairs_equals_the_router_on_sequences_of_two(rows):
 
 
 def test_the_router_refuses_pairs_that_do_not_match():
-    with pytest.raises(ValueError, match=r"following must have h's shape \[3, 32\], got \[2, 32\]"):
+    with pytest.raises(ValueError, match=r"following must have read's shape \[3, 32\], got \[2, 32\]"):
         small_model().router.pair(torch.zeros(3, 32), torch.zeros(2, 32))
 
 

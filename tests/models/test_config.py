@@ -23,6 +23,14 @@ def make(**settings) -> ByteLMConfig:
         (dict(dechunk="mean"), "dechunk must be one of hold, causal, lookahead, got 'mean'"),
         (dict(dechunk="lookahead", lookahead=False), "dechunk='lookahead' needs a lookahead router"),
         (dict(draft_head=True, lookahead=False), "draft_head=True needs lookahead=True"),
+        (dict(encoder="mamba"), "encoder must be one of mamba2, attention, got 'mamba'"),
+        (dict(router="own"), "router must be one of integrated, split, got 'own'"),
+        (
+            dict(encoder="attention", width=72),
+            "encoder='attention' needs an even head_dim that divides width 72, got 16",
+        ),
+        (dict(encoder="attention", head_dim=1), "encoder='attention' needs an even head_dim .*, got 1"),
+        (dict(encoder="attention", expand=1, state_size=8), "encoder='attention' .* expand=1 and state_size=8: raise"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(settings, message):
@@ -39,6 +47,8 @@ def test_sizes_that_do_not_fit_are_refused(settings, message):
         ("width", None, "an int of at least 1"),
         ("encoder_layers", -1, "an int of at least 0"),
         ("router_inner", -8, "an int of at least 1"),
+        ("attention_window", 0, "an int of at least 1"),
+        ("router_layers", -1, "an int of at least 0"),
         ("lookahead", 1, "True or False"),
         ("dechunk", 3, "a string"),
         ("norm_eps", 0.0, "a positive number"),

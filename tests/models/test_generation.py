@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bytekernels import BOS, EOS
-from models import Generation, Sampling, Writer, generate, stream
+from models import ByteLM, Generation, Sampling, Writer, generate, stream
 from models.byte_lm import core_settings
-from tests.models.conftest import small_model, small_teacher
+from tests.models.conftest import ABLATED, small_model, small_teacher
 
 PROMPTS = [b"", b"hello world", "naïve 漢".encode(), b"\x80\xc3 not UTF-8", b"x"]
 
@@ -63,9 +63,10 @@ def multibyte_by_forward(model, prompt: bytes, steps: int) -> tuple[bytes, list[
     return bytes(ids[1 + len(prompt) :]), bits[1:]
 
 
+@pytest.mark.parametrize("settings", [{}, ABLATED], ids=["", "ablated"])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_multibyte_prediction_routes_on_the_draft_and_forgets_it(prompt):
-    model = small_model(draft_head=True)
+def test_multibyte_prediction_routes_on_the_draft_and_forgets_it(prompt, settings):
+    model = small_model(draft_head=True, **settings)
     with torch.no_grad():
         expected, bits = multibyte_by_forward(model, prompt, 12)
     found = generate(model, prompt, max_new_bytes=12, mode="multibyte")
@@ -81,11 +82,17 @@ def test_multibyte_prediction_needs_a_draft_head():
         generate(small_model(), "x", mode="greedy")
 
 
+def with_draft_head(model: ByteLM) -> ByteLM:
+    """A small model of the same sizes that can draft."""
+    names = ("dechunk", "encoder", "attention_window", "router", "router_layers")
+    return small_model(draft_head=True, **{name: getattr(model.config, name) for name in names})
+
+
 @pytest.mark.parametrize("mode", ["joint", "multibyte"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_text_does_not_depend_on_its_batch(model, mode, temperature):
     if mode == "multibyte":
-        model = small_model(dechunk=model.config.dechunk, draft_head=True)
+        model = with_draft_head(model)
     settings = [Sampling(temperature, seed=i, min_p=0.01 * i) for i in range(len(PROMPTS))]
     together = generate(model, PROMPTS, max_new_bytes=80, sampling=settings, mode=mode)
     backwards = generate(model, PROMPTS[::-1], max_new_bytes=80, sampling=settings[::-1], mode=mode)
@@ -315,8 +322,9 @@ def test_a_step_of_the_core_sees_no_more_keys_than_the_longest_text_has(monkeypa
     assert len(surplus) > 10 and set(surplus) == {0}
 
 
-def test_saved_multibyte_writers_go_on_too(tmp_path):
-    model = small_model(draft_head=True)
+@pytest.mark.parametrize("settings", [{}, ABLATED], ids=["", "ablated"])
+def test_saved_multibyte_writers_go_on_too(tmp_path, settings):
+    model = small_model(draft_head=True, **settings)
     writer = Writer(model, [b"ab", b"c"], mode="multibyte")
     writer.write(10)
     writer.save(tmp_path / "writer")

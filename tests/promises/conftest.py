@@ -2,4 +2,5 @@
 
 from tests.models.conftest import model
 
-__all__ = ["model"]  # the fixture: a model that dechunks by ``hold``, and one by ``causal``
+# The fixture: a model that dechunks by ``hold``, one by ``causal``, and one of windowed attention and a split router.
+__all__ = ["model"]

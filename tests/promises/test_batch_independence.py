@@ -6,13 +6,13 @@ import torch
 from models import ByteLM, Sampling, generate
 from models.byte_lm import core_settings
 from models.sampling import Draws
-from tests.models.conftest import small_model, small_teacher
+from tests.models.conftest import ABLATED, small_model, small_teacher
 
 
-@pytest.mark.parametrize("dechunk", ["hold", "causal"])
+@pytest.mark.parametrize("settings", [{}, dict(dechunk="causal"), ABLATED], ids=["hold", "causal", "ablated"])
 @pytest.mark.parametrize("mode", ["joint", "multibyte"])
-def test_sampled_text_is_the_same_alone_and_in_any_company(mode, dechunk):
-    model = small_model(draft_head=True, dechunk=dechunk)
+def test_sampled_text_is_the_same_alone_and_in_any_company(mode, settings):
+    model = small_model(draft_head=True, **settings)
     prompt, sampling = "Return the ", Sampling(temperature=1.0, top_p=0.95, seed=7)
     alone = generate(model, prompt, max_new_bytes=60, sampling=sampling, mode=mode)
     for place, neighbours in ((0, ["x"]), (2, ["", "a much longer prompt " * 40, "naïve 漢"]), (9, ["y"] * 12)):

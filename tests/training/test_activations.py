@@ -19,12 +19,17 @@ from training.recipe import ModelRecipe, StageRecipe, read_recipe
 from training.stages import STAGES
 from training.teacher import small_llama
 
+ABLATED = ["model.encoder=attention", "model.attention_window=512", "model.router=split"]
 
-@pytest.fixture(scope="module")
-def quickstart(tokenizer):
-    """The quickstart's model and teacher (of a smaller vocabulary), and the model's shapes."""
+
+@pytest.fixture(scope="module", params=[[], ABLATED], ids=["", "ablated"])
+def quickstart(request, tokenizer):
+    """The quickstart's model and teacher (of a smaller vocabulary), and the model's shapes; with overrides or without.
+
+    The window is as long as the sequences: beyond it, on the CPU, attention pads them.
+    """
     torch.manual_seed(0)
-    recipe = read_recipe("quickstart")
+    recipe = read_recipe("quickstart", request.param)
     teacher = use_packed(small_llama(tokenizer, **recipe.teacher.sizes)).requires_grad_(False)
     settings = {name: getattr(recipe.model, name) for name in ModelRecipe.__dataclass_fields__}
     model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings))
@@ -65,12 +70,16 @@ def batch(corpus):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", list(STAGES))
 def test_the_estimate_is_what_autograd_saves(quickstart, batch, name, dtype):
-    """Within a tenth: on the CPU, attention copies its inputs to fp32 and joins its sequences' outputs."""
+    """Within a tenth: on the CPU, attention copies its inputs to fp32 and joins its sequences' outputs.
+
+    Within a little more where those inputs are of bytes and in bf16, not of the fewer chunks alone.
+    """
     model, planned, teacher = quickstart
     context = Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1))
     found, rows = measured(context, STAGES[name], batch, dtype)
     estimate = activations(planned, STAGES[name], rows, dtype)
-    assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
+    of_bytes = model.config.encoder == "attention" and dtype is torch.bfloat16
+    assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.13 if of_bytes else 0.1)
 
 
 @pytest.mark.parametrize(

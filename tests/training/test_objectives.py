@@ -22,12 +22,12 @@ from training.stages import STAGES
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def context(teacher, *, dechunk="hold", lookahead=True, draft_head=False, **numbers) -> Context:
+def context(teacher, *, dechunk="hold", lookahead=True, draft_head=False, parts=None, **numbers) -> Context:
     torch.manual_seed(0)
     sizes = dict(
         width=16, encoder_layers=1, decoder_layers=1, state_size=8, head_dim=16, bridge_inner=32, router_inner=16
     )
-    settings = dict(dechunk=dechunk, lookahead=lookahead, draft_head=draft_head)
+    settings = dict(dechunk=dechunk, lookahead=lookahead, draft_head=draft_head, **(parts or {}))
     model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings, **sizes))
     return Context(model, Teacher(teacher), StageRecipe(lr=1e-3, bytes=1, **numbers))
 
@@ -140,9 +140,18 @@ def test_a_sequence_is_not_drafted_from_another(teacher, batch):
     assert float(this.model.decoder.draft_head.weight.grad.abs().max()) > 0
 
 
+def test_a_split_router_learns_without_the_encoder(teacher, batch):
+    this = context(teacher, parts=dict(router="split"))
+    beside = objectives.end_to_end(this, batch)
+    del this.model.encoder
+    loss = objectives.boundary(this, batch)
+    torch.testing.assert_close((loss.total / loss.count).detach(), beside.parts["boundary"] / beside.count)
+
+
+@pytest.mark.parametrize("parts", [{}, dict(encoder="attention"), dict(router="split")], ids=str)
 @pytest.mark.parametrize("name", list(STAGES))
-def test_a_stage_trains_its_own_parameters_only(teacher, batch, name):
-    this = context(teacher, distill_weight=0.1, draft_head=True)
+def test_a_stage_trains_its_own_parameters_only(teacher, batch, name, parts):
+    this = context(teacher, distill_weight=0.1, draft_head=True, parts=parts)
     stage = STAGES[name]
     trained = dict(stage.freeze_others(this.model))
     loss = stage.objective(this, batch)
