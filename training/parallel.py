@@ -152,8 +152,8 @@ def finish() -> None:
 def shard_(root: nn.Module, mesh: DeviceMesh, narrow: torch.dtype | None, keep: tuple[type[nn.Module], ...]) -> None:
     """Cut a module's parameters over a mesh with FSDP2, in place: each block for itself, the root last.
 
-    A block is an element of a ``ModuleList``: Mamba2 blocks, a transformer's layers. Gradients are averaged in fp32.
-    Every computation must then go through ``root.forward``.
+    A block is an element of a ``ModuleList``: byte-level blocks, a transformer's layers. Gradients are averaged in
+    fp32. Every computation must then go through ``root.forward``.
 
     Args:
         root: its parameters must be the same on every rank; they may be on the host, and go to the mesh's devices.

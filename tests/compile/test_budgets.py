@@ -1,7 +1,7 @@
 """Every Triton kernel of bytekernels compiles within its budget, as it is launched, and is launched by some case.
 
-sm_90 gets every configuration (in fp16 a large model's), the other chips a large model's in bf16; `make compile-check`
-compiles everything.
+sm_90 gets every configuration in bf16, a large model's in fp16 and fp32; the other chips a large model's in bf16.
+`make compile-check` compiles everything.
 """
 
 import pytest
@@ -14,7 +14,7 @@ LARGE = ("--dtype", "bf16", "--case", "D=3072$|C=3072$|C=3328$|H=48|layout$|V=51
     [
         ("90", "--dtype", "bf16"),
         ("90", "--dtype", "fp16", "--room", "ssd", "conv", "--case", "^H=48|C=3328"),
-        ("90", "--dtype", "fp32"),
+        ("90", "--dtype", "fp32", *LARGE[2:]),
         ("80", *LARGE),
         ("100", *LARGE),
     ],
