@@ -2,7 +2,8 @@
 
 Each row of ``ablations.toml`` is the recipe ``ablation`` with a few keys changed, run once for each seed by the command
 that ``--commands`` prints; ``base`` comes first, because others start from its stages. What is there already is not run
-again. ``--table`` writes what has been run to a Markdown page and a JSON file.
+again; a row whose settings have changed since is refused. ``--table`` writes what has been run to a Markdown page and a
+JSON file.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 
 import numpy as np
 
-from evals.report import table, write_whole
-from models.command import CommandParser
+from evals.report import table, write_json, write_whole
+from models.command import CommandParser, counting_number
 from training.errors import UserError
 from training.report import versions
 from training.stage_recipe import STAGES
@@ -33,6 +35,7 @@ from training.text import Document, is_held_out, is_utf8, python_docs, python_fi
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_name("ablations.toml")
 BASE = "base"
+RECIPE = ROOT / "training" / "recipes" / "ablation.toml"
 PROSE_BYTES, CODE_BYTES = 12_000_000, 12_000_000
 NOISES = ("antspeak", "drop", "random_case", "missing_space")
 
@@ -84,6 +87,26 @@ class Job:
         if self.row.start is not None:
             needs.append(Job(Row("", name=BASE), self.seed, self.folder))
         return next((f"{job.row.name}, seed {job.seed}" for job in needs if not job.report.is_file()), None)
+
+    @property
+    def mark(self) -> Path:
+        """What it was run as."""
+        return self.run / "row.json"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**asdict(self.row), "title": "", "recipe": RECIPE.read_text()}
+
+    def claim(self) -> None:
+        """Keep what it is run as.
+
+        Raises:
+            UserError: it was begun with another recipe or as another row.
+        """
+        facts = json.loads(json.dumps(self.facts))
+        if self.mark.is_file() and json.loads(self.mark.read_text()) != facts:
+            raise UserError(f"{self.run} was run with other settings: remove it, or give another --out")
+        write_json(self.mark, facts)
 
     @property
     def makes_teacher(self) -> bool:
@@ -173,9 +196,13 @@ def carry_out(job: Job, threads: int) -> str | None:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         return None if done.returncode == 0 else f"{job.row.name}, seed {job.seed}: {' '.join(last)}"
 
-    if not job.report.is_file():
+    try:
         if needed := job.lacks():
-            return f"{job.row.name}, seed {job.seed}, starts from {needed}, which has not been run"
+            raise UserError(f"it starts from {needed}, which has not been run")
+        job.claim()
+    except UserError as refusal:
+        return f"{job.row.name}, seed {job.seed}: {refusal}"
+    if not job.report.is_file():
         for command in job.commands():
             if error := run(command):
                 return error
@@ -186,11 +213,19 @@ def carry_out(job: Job, threads: int) -> str | None:
     return None
 
 
-def in_order(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs by what they need of others: those that make teachers, the other seeds of the base, all the rest."""
-    makers = [job for job in jobs if job.makes_teacher]
-    bases = [job for job in jobs if job.row.name == BASE and job not in makers]
-    return [makers, bases, [job for job in jobs if job not in makers and job not in bases]]
+def in_order(jobs: Sequence[Job]) -> tuple[list[Job], list[Job], list[Job]]:
+    """Jobs by what they need of others.
+
+    Returns:
+        Those that make teachers or prepare a text, which go one by one because the cache is shared; the other seeds of
+        the base; all the rest.
+    """
+    code = next((job for job in jobs if job.row.start is None and "code" in (job.row.stage_1, job.row.stage_2)), None)
+    first = [job for job in jobs if job.makes_teacher]
+    first.sort(key=lambda job: job.row.name != BASE)
+    first += [code] if code is not None else []
+    bases = [job for job in jobs if job.row.name == BASE and job not in first]
+    return first, bases, [job for job in jobs if job not in first and job not in bases]
 
 
 def outcome(job: Job) -> dict[str, float]:
@@ -242,17 +277,19 @@ def page(rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> 
 
     def behind(row: Row) -> str:
         """Bits per byte above the base's of the same seed."""
-        base = found.get(BASE, {})
+        base = found.get(BASE, {}) if row.stage_2 == "prose" else {}  # bits of code are no bits of prose
         pairs = [(one, base[seed]) for seed, one in found[row.name].items() if seed in base]
         return mean_and_sd([one["student_bpb"] - other["student_bpb"] for one, other in pairs if "student_bpb" in one])
 
     shown = [row for row in rows if row.name in found]
-    head = ["row", "seeds", "bits/byte", "above the base", "retention", "boundary F1", "teacher-forced, leaks"]
+    head = ["row", "scored on", "seeds", "bits/byte", "above the base", "retention", "boundary F1"]
+    head.append("teacher-forced, leaks")
     lines = table(
         head,
         [
             [
-                *(f"`{row.name}`: {row.title}", str(len(found[row.name])), *cells(row, "student_bpb"), behind(row)),
+                *(f"`{row.name}`: {row.title}", row.stage_2, str(len(found[row.name]))),
+                *(*cells(row, "student_bpb"), behind(row)),
                 *cells(row, "retention", "boundary_f1", "leaking"),
             ]
             for row in shown
@@ -284,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="default: all rows of evals/ablations.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
-    parser.add_argument("--jobs", type=int, default=1, help="rows at once, which share the cores (default: 1)")
+    parser.add_argument("--jobs", type=counting_number, default=1, help="rows at once (default: 1)")
     parser.add_argument("--commands", action="store_true", help="print the commands, and run nothing")
     parser.add_argument("--table", type=Path, metavar="STEM", help="write STEM.md and STEM.json of what has been run")
     options = parser.parse_args(arguments)
@@ -292,29 +329,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.rows:
         if name not in rows:
             parser.error(f"no row {name!r}; there are {', '.join(rows)}")
-    if options.jobs < 1:
-        parser.error(f"--jobs must be >= 1, got {options.jobs}")
     folder = options.out.resolve()
-    jobs = [Job(rows[name], seed, folder) for seed in options.seeds for name in options.rows or rows]
+    jobs = [Job(rows[name], seed, folder) for seed in dict.fromkeys(options.seeds) for name in options.rows or rows]
     errors: list[str] = []
-    if options.commands:
-        for job in jobs:
-            for command in [*job.commands(), *(words for _, words in job.measures())]:
-                print(shlex.join(command))
-        return 0
     try:
         write_text(folder)
-        threads = max(1, (os.cpu_count() or 1) // options.jobs)
-        for phase in in_order(jobs):
-            with ThreadPoolExecutor(options.jobs) as pool:
-                errors += [error for error in pool.map(lambda job: carry_out(job, threads), phase) if error]
+        if options.commands:
+            for job in jobs:
+                if needed := job.lacks():
+                    raise UserError(f"{job.row.name}, seed {job.seed}, starts from {needed}: run that first")
+                for command in [*job.commands(), *(words for _, words in job.measures())]:
+                    print(shlex.join(command))
+            return 0
+        for number, phase in enumerate(in_order(jobs)):
+            at_once = options.jobs if number else 1
+            threads = max(1, (os.cpu_count() or 1) // at_once)
+            with ThreadPoolExecutor(at_once) as pool:
+                errors += [error for error in pool.map(partial(carry_out, threads=threads), phase) if error]
     except UserError as error:
         parser.error(str(error))
     if options.table:
         found = results(list(rows.values()), folder)
         write_whole(options.table.with_suffix(".md"), page(list(rows.values()), found))
         whole: dict[str, Any] = {"versions": versions(), "rows": found}
-        write_whole(options.table.with_suffix(".json"), json.dumps(whole, indent=1) + "\n")
+        write_json(options.table.with_suffix(".json"), whole)
     for failure in errors:
         print(f"ablations.py: {failure}", file=sys.stderr)
     return 1 if errors else 0

@@ -7,7 +7,6 @@ right at distance 0 and wrong elsewhere.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 
 from evals.noise import NOISES, noised
-from evals.report import table, write_whole
+from evals.report import table, write_json
 from models import ByteLM
-from models.command import CommandParser, add_model_arguments, load_model
+from models.command import CommandParser, add_model_arguments, counting_number, load_model
 from models.padding import pack_with_padding
 from training.alignment import TokenBytes
 from training.errors import UserError
@@ -102,20 +101,22 @@ def router_ends(model: ByteLM, texts: Sequence[bytes]) -> list[np.ndarray]:
     return [boundary[start + 1 : start + 1 + len(text)] for start, text in zip(starts, texts, strict=False)]
 
 
-def measure(model: ByteLM, tokens: TokenBytes, texts: Sequence[str], change: Callable[[str], str]) -> list[Counts]:
-    """Counts by distance over all texts after a change; those whose tokens are not their bytes are left out."""
-    total = [Counts() for _ in range(FURTHEST + 1)]
-    for text in texts:
-        changed = change(text)
-        (found,) = tokens.encode([changed])
-        if found is None or len(changed.encode()) < 2:
+def measure(
+    model: ByteLM, tokens: TokenBytes, texts: Sequence[str], change: Callable[[str], str]
+) -> tuple[list[Counts], int]:
+    """Counts by distance over all texts after a change, and how many were left out: tokens that are not their bytes."""
+    total, left_out = [Counts() for _ in range(FURTHEST + 1)], 0
+    for text in filter(None, map(change, texts)):
+        (found,) = tokens.encode([text])
+        if found is None:
+            left_out += 1
             continue
-        data = changed.encode()
+        data = text.encode()
         ends = np.zeros(len(data), dtype=bool)
         ends[np.cumsum(found.lengths) - 1] = True
         (chunks,) = router_ends(model, [data])
         total = [a + b for a, b in zip(total, count(data, ends, chunks), strict=True)]
-    return total
+    return total, left_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,8 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", type=Path, required=True, help="whose tokenizer says where tokens end")
     parser.add_argument("--text", nargs="+", required=True, metavar="FILE", help="files or globs")
     parser.add_argument("--noises", nargs="*", default=list(NOISES), choices=NOISES, help="default: all")
-    parser.add_argument("--limit", type=int, default=100, help="documents (default: 100)")
-    parser.add_argument("--length", type=int, default=2000, help="characters of each document (default: 2000)")
+    parser.add_argument("--limit", type=counting_number, default=100, help="documents (default: 100)")
+    parser.add_argument(
+        "--length", type=counting_number, default=2000, help="characters of each document (default: 2000)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of noise (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -142,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows[name] = measure(model, tokens, texts, partial(noised, name=name, seed=options.seed))
     except (UserError, ValueError) as error:
         parser.error(str(error))
-    rates = {name: _rows(counts) for name, counts in rows.items()}
+    rates = {name: _rows(counts) for name, (counts, _) in rows.items()}
+    left_out = {name: number for name, (_, number) in rows.items()}
     columns = [(place, what) for place in ("0", "elsewhere") for what in ("tokenizer's rate", "router's rate", "f1")]
     head = ["text", *(f"{what} {'at spaces' if place == '0' else place}" for place, what in columns)]
     lines = table(
@@ -151,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(lines))
     if options.json:
         settings = {"documents": len(texts), "length": options.length, "seed": options.seed}
-        write_whole(options.json, json.dumps({**settings, "by distance": rates}, indent=1) + "\n")
+        write_json(options.json, {**settings, "left out": left_out, "by distance": rates})
     return 0
 
 

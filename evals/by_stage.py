@@ -5,21 +5,20 @@ stage 2 by their own chunks. Arguments after ``--`` go to ``evals/run.py``.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evals import run
-from evals.report import table, write_whole
+from evals.report import cell, table, write_json
 from evals.results import STUDENT
 from models.command import CommandParser
 from training.checkpoint import read_summary
 from training.errors import UserError
 
 BY_BYTES = ("2.1", "2.2")
-SHOWN = {"kept": "score kept", "bits kept": "bits kept"}
+SHOWN = {"kept": "Score kept", "bits kept": "Bits kept"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             words = ["--model", str(path), "--suite", "noise", "--out", str(options.out / path.name), *given[cut + 1 :]]
             words += ["--text", *options.text] if options.text else []
             if path.name not in BY_BYTES:
-                words += ["--teacher", str(options.teacher), "--by-tokens"]
+                words += ["--teacher", str(options.teacher), "--by-tokens", "--student-only"]
             reports[path.name] = run.examine(run.parse(words))
     except UserError as error:
         parser.error(str(error))
     print("\n".join(page(reports)))
-    write_whole(options.out / "by-stage.json", json.dumps(reports, indent=1) + "\n")
+    write_json(options.out / "by-stage.json", reports)
     return 0
 
 
@@ -61,17 +60,9 @@ def page(reports: dict[str, dict[str, Any]]) -> list[str]:
         rows = {
             name: [report["noise"][noise][STUDENT].get(key) for noise in noises] for name, report in reports.items()
         }
-        if any(cell for row in rows.values() for cell in row):
-            whole = [
-                [name, *(f"{cell[0]:.3f} ± {cell[1]:.3f}" if cell else "" for cell in row)]
-                for name, row in rows.items()
-            ]
-            lines += [
-                *([""] if lines else []),
-                title.capitalize() + " by stage.",
-                "",
-                *table(["stage", *noises], whole),
-            ]
+        if any(each for row in rows.values() for each in row):
+            whole = [[name, *(cell(each, True) for each in row)] for name, row in rows.items()]
+            lines += [*([""] if lines else []), f"{title} by stage.", "", *table(["stage", *noises], whole)]
     return lines
 
 

@@ -49,15 +49,18 @@ class Examinee:
 
         Args:
             prompts: one or more.
-            max_tokens: the longest length, in tokens; a byte-level model may write four bytes for each.
+            max_tokens: the longest length, in tokens; a byte-level model may write four bytes for each. Prompts that
+                leave the core no room for it lose their beginning where the examinee truncates.
             stop: strings that end a text.
 
         Raises:
             UserError: the model does not write.
+            ValueError: no room for so long a text.
         """
         if isinstance(self.scorer, Scorer):
             limit = BYTES_PER_TOKEN * max_tokens
-            written = generate(self.scorer.model, list(prompts), max_new_bytes=limit, stop=tuple(stop), mode=self.mode)
+            fitted = [self.scorer.fitted_context(prompt.encode(), spare=max_tokens) for prompt in prompts]
+            written = generate(self.scorer.model, fitted, max_new_bytes=limit, stop=tuple(stop), mode=self.mode)
             return [generation.new_text for generation in written]
         if self.tokenizer is None:
             raise UserError("a model before stage 2 has no byte head to write with: leave out tasks that are written")
@@ -66,8 +69,14 @@ class Examinee:
     @torch.no_grad()
     def _write_tokens(self, prompt: str, max_tokens: int, stop: Sequence[str]) -> str:
         ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        bos = torch.full((1, 1), cast(TokenScorer, self.scorer).bos_id)
-        ids = torch.cat([bos, ids], dim=1).to(self.model.device)
+        scorer = cast(TokenScorer, self.scorer)
+        if scorer.positions is not None and (excess := 1 + ids.shape[1] + max_tokens - scorer.positions) > 0:
+            if not scorer.truncate or excess >= ids.shape[1]:
+                raise ValueError(
+                    f"{ids.shape[1]} tokens leave no room for {max_tokens} in {scorer.positions} positions"
+                )
+            ids = ids[:, excess:]
+        ids = torch.cat([torch.full((1, 1), scorer.bos_id), ids], dim=1).to(self.model.device)
         self.model.set_attn_implementation("sdpa")
         try:
             out = cast(Any, self.model).generate(

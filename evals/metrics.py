@@ -36,6 +36,10 @@ class Estimate(NamedTuple):
     value: float
     error: float
 
+    def plain(self) -> list[float | None]:
+        """Both for JSON, which has no NaN."""
+        return [None if math.isnan(number) else number for number in self]
+
 
 class Metric(NamedTuple):
     """A ratio of sums over questions: a mean where all weights are 1.
@@ -105,7 +109,8 @@ def ratio(above: Metric, below: Metric) -> Estimate:
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates."""
+    """The mean of independent estimates; those that are NaN are left out."""
+    estimates = [estimate for estimate in estimates if not math.isnan(estimate.value)]
     if not estimates:
         return Estimate(math.nan, math.nan)
     variance = sum(estimate.error**2 for estimate in estimates)

@@ -6,7 +6,6 @@ strings.
 """
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from evals.report import write_whole
+from evals.report import write_json
 from models import ByteLM, Scorer
 from models.command import add_model_arguments, load_model
 
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name:16} {value:8.4f} bits/byte" + ("" if name == "exact" else " above"))
     if options.json:
         settings = {"strings": options.strings, "length": options.length, "seed": options.seed}
-        write_whole(options.json, json.dumps({**settings, "bits_per_byte": found}, indent=1) + "\n")
+        write_json(options.json, {**settings, "bits_per_byte": found})
     return 0
 
 

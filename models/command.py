@@ -34,6 +34,17 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def counting_number(text: str) -> int:
+    """An argument that counts what there must be at least one of.
+
+    Raises:
+        argparse.ArgumentTypeError: not a whole number, or less than 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that :func:`load_model` reads."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a byte-level model's folder: runs/quickstart/model")

@@ -43,6 +43,7 @@ class TeacherRecipe:
         vocab_size: of its byte-level BPE.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size: its sizes.
         seconds: training time of the small one.
+        bytes: its training bytes, in place of a time.
         lr, warmup, floor: its learning-rate schedule, as in :class:`StageRecipe`.
     """
 
@@ -56,6 +57,7 @@ class TeacherRecipe:
     num_key_value_heads: int = 4
     intermediate_size: int = 688
     seconds: float = 300
+    bytes: int | None = None
     lr: float = 3e-3
     warmup: float = 0.05
     floor: float = 0.02
@@ -227,7 +229,7 @@ class Recipe:
         check_one_of(where, self, "precision", ("auto", "bf16", "fp32"))
         check_one_of(f"{where}: optimizer", self.optimizer, "kind", ("adamw", "muon"))
         check_one_of(f"{where}: teacher", self.teacher, "architecture", ARCHITECTURES)
-        check_positive(f"{where}: teacher", self.teacher, "seconds", "lr", "vocab_size", *self.teacher.sizes)
+        check_positive(f"{where}: teacher", self.teacher, "seconds", "bytes", "lr", "vocab_size", *self.teacher.sizes)
         check_share(f"{where}: teacher", self.teacher, "warmup", "floor")
         if self.teacher.hidden_size % self.teacher.num_attention_heads:
             raise UserError(f"{where}: teacher: num_attention_heads must divide hidden_size {self.teacher.hidden_size}")
@@ -304,8 +306,8 @@ class Recipe:
             UserError: a stage is measured in bytes, so that its time is not known.
         """
         timed = [self.stage[name].seconds for name in self.order]
-        if any(seconds is None for seconds in timed):
-            raise UserError(f"recipe {self.name}: --budget needs stages that are measured in seconds")
+        if any(seconds is None for seconds in timed) or self.teacher.bytes is not None:
+            raise UserError(f"recipe {self.name}: --budget needs stages, and a teacher, that are measured in seconds")
         own_teacher = 0.0 if self.teacher.path else self.teacher.seconds
         factor = budget / (sum(s for s in timed if s is not None) + own_teacher)
         stages = {

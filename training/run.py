@@ -115,7 +115,8 @@ class Run:
             tokenizer = self.sources.own_tokenizer()
             torch.manual_seed(self.recipe.seed)
             model = use_packed(small_teacher(tokenizer, recipe.architecture, **recipe.sizes))
-            schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", seconds=recipe.seconds)
+            length = {"seconds": recipe.seconds} if recipe.bytes is None else {"bytes": recipe.bytes}
+            schedule = StageRecipe(recipe.lr, recipe.warmup, recipe.floor, "linear", **length)
             self._train(TEACHER, Context(model, None, schedule), folder, tokenizer=tokenizer)
             self.teacher_row = self.result_of(folder)
         return load_teacher(folder)[0]

@@ -3,6 +3,7 @@
 import json
 import statistics
 import tomllib
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 
 from evals import ablations
 from evals.ablations import BASE, NOISES, Job, Row, in_order, main, page, read_rows, results, write_text
+from training.errors import UserError
 from training.recipe import read_recipe
 from training.stage_recipe import STAGES
 from training.text import Document, is_held_out
@@ -75,7 +77,11 @@ def test_what_others_need_comes_first(tmp_path):
     names = ("forward-kl", "qwen3", BASE)
     jobs = [Job(rows[name], seed, tmp_path) for seed in (0, 1) for name in names]
     found = [[(job.row.name, job.seed) for job in phase] for phase in in_order(jobs)]
-    assert found == [[("qwen3", 0), (BASE, 0)], [(BASE, 1)], [("forward-kl", 0), ("forward-kl", 1), ("qwen3", 1)]]
+    assert found == [[(BASE, 0), ("qwen3", 0)], [(BASE, 1)], [("forward-kl", 0), ("forward-kl", 1), ("qwen3", 1)]]
+    jobs = [Job(rows[name], 0, tmp_path) for name in ("prose-code", "code-prose", "code-code", BASE)]
+    first, _, rest = in_order(jobs)  # one prepares the code before others read it from the cache
+    assert [job.row.name for job in first] == [BASE, "code-prose"]
+    assert {job.row.name for job in rest} == {"prose-code", "code-code"}
 
 
 def test_rows_run_once_and_failures_are_told(tmp_path, monkeypatch, capsys):
@@ -99,7 +105,7 @@ def test_rows_run_once_and_failures_are_told(tmp_path, monkeypatch, capsys):
     })  # fmt: skip
     given = ["--out", str(tmp_path), "--seeds", "0", "--table", str(tmp_path / "table")]
     assert main(["kl", *given]) == 1
-    assert "kl, seed 0, starts from base, seed 0, which has not been run" in capsys.readouterr().err
+    assert "kl, seed 0: it starts from base, seed 0, which has not been run" in capsys.readouterr().err
     assert main(given) == 1
     assert "causal, seed 0: stage.py: no room" in capsys.readouterr().err
     assert len(ran) == 3
@@ -139,11 +145,26 @@ def test_the_table_is_made_of_the_reports(tmp_path):
     assert found["x"]["1"] == {"student_bpb": 2.4, "retention": 1.9 / 2.4, "teacher_bpb": 1.9, "1.1 mse": 0.1}
     text = page(rows, found)
     sd = statistics.stdev([0.5, 0.3, 0.4])
-    assert f"| `x`: x | 3 | 2.500 ± 0.100 | 0.400 ± {sd:.3f} |" in text
+    assert f"| `x`: x | prose | 3 | 2.500 ± 0.100 | 0.400 ± {sd:.3f} |" in text
     assert "| `base` | 0.500 ± 0.000 |" in text
     assert "| `base` | 0.750 ± 0.000 |" in text
     assert "| `draft` | 0.400 ± 0.000 | 0.300 ± 0.000 |" in text
     assert "`y`" not in text
+
+
+def test_bits_of_code_are_not_compared_with_bits_of_prose(tmp_path):
+    rows = [Row("the base", name=BASE), Row("code", name="code", stage_2="code")]
+    for row, value in zip(rows, (2.0, 1.5), strict=True):
+        finish(Job(row, 0, tmp_path), student_bpb=value)
+    assert "| `code`: code | code | 1 | 1.500 |  |" in page(rows, results(rows, tmp_path))
+
+
+def test_a_row_that_has_changed_is_refused(tmp_path):
+    job = Job(Row("a title", set=("a=1",), name="x"), 0, tmp_path)
+    job.claim()
+    Job(replace(job.row, title="another"), 0, tmp_path).claim()
+    with pytest.raises(UserError, match="x/0 was run with other settings: remove it, or give another --out"):
+        Job(replace(job.row, set=("a=2",)), 0, tmp_path).claim()
 
 
 def test_a_row_without_its_measures_is_not_finished(tmp_path):
@@ -169,7 +190,8 @@ def test_the_text_is_written_once_and_held_out_by_its_names(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [(["nope"], "no row 'nope'; there are base"), (["--jobs", "0"], "--jobs must")]
+    ("given", "message"),
+    [(["nope"], "no row 'nope'; there are base"), (["--jobs", "0"], "must be a whole number >= 1, got '0'")],
 )
 def test_mistakes(given, message, capsys):
     with pytest.raises(SystemExit):

@@ -1,6 +1,7 @@
 """Boundaries by distance from a space, against a count that walks byte by byte."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,7 +78,10 @@ def test_a_tokenizer_as_router_is_right_everywhere(models, monkeypatch):
         return found
 
     monkeypatch.setattr(boundaries, "router_ends", ends)
-    rates = sum(measure(None, tokens, [*TEXTS, "x"], str), Counts()).rates()
+    some = SimpleNamespace(encode=lambda texts: [None] if texts == ["normalised"] else tokens.encode(texts))
+    counts, left_out = measure(None, some, [*TEXTS, "x", "", "normalised"], str)
+    assert left_out == 1
+    rates = sum(counts, Counts()).rates()
     assert rates["bytes"] == sum(len(text.encode()) - 1 for text in TEXTS)
     assert rates["precision"] == rates["recall"] == rates["f1"] == 1
     assert 0 < rates["tokenizer's rate"] == rates["router's rate"] < 1

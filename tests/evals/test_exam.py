@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from evals.exam import Sheet, ask
 from evals.examinee import examinee
 from evals.metrics import Answer
-from evals.questions import Question
+from evals.questions import Question, Writing
 from evals.tasks import CORE, read_task
 from models import ContinuationScore, Scorer, generate
 from training.errors import UserError
@@ -179,10 +179,65 @@ def test_answers_of_another_model_are_not_mixed_in(tmp_path):
         Sheet(tmp_path / "sheet", {"model": "m", "dtype": "bfloat16"})
 
 
+def test_an_answer_to_another_text_is_no_answer(tmp_path):
+    sheet = Sheet(tmp_path / "sheet", {})
+    sheet.add(QUESTION, ANSWER)
+    sheet.close()
+    changed = [
+        replace(QUESTION, pairs=(("a", " b"), ("a", " d"))),
+        replace(QUESTION, number=4),
+        replace(QUESTION, is_text=True),
+        replace(QUESTION, writing=Writing(("x",), 3)),
+        QUESTION.with_texts(str.upper),
+    ]
+    again = Sheet(tmp_path / "sheet", {})
+    assert QUESTION in again
+    assert not any(question in again for question in changed)
+    assert len({question.digest for question in [QUESTION, *changed]}) == 5  # the number is not of the text
+    assert replace(QUESTION, gold=1) in again  # which is judged anew
+    again.close()
+
+
+def test_a_score_that_is_not_finite_is_an_error(models, data, tmp_path, monkeypatch):
+    who = examinee(models.student, device=CPU)
+    nan = ContinuationScore(float("nan"), 3, False)
+    monkeypatch.setattr(who.scorer, "score", lambda pairs: [nan] * len(pairs))
+    with pytest.raises(UserError, match="task piqa, question .: the model's score is not finite"):
+        asked(tmp_path / "sheet", read_task(CORE["piqa"], data), who)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_prompt_that_is_too_long_loses_its_beginning(models, who):
+    seat = seats(models)[who]
+    cut, refusing = (examinee(**seat, device=CPU, truncate=truncate) for truncate in (True, False))
+    for one in (cut, refusing):
+        one.scorer.positions = 60
+    prompt = "where the function returns a value " * 20
+    (text,) = cut.write([prompt], max_tokens=6, stop=())
+    assert text
+    if who == "teacher":  # 60 positions: BOS, 53 tokens, six that are written
+        tokens = cut.tokenizer(prompt)["input_ids"]
+        (wanted,) = refusing.write([cut.tokenizer.decode(tokens[-53:])], max_tokens=6, stop=())
+        assert text == wanted
+    with pytest.raises(ValueError, match="positions"):
+        refusing.write([prompt], max_tokens=6, stop=())
+
+
+def test_a_word_that_goes_on_is_not_written(models, tmp_path, monkeypatch):
+    who = examinee(models.student, device=CPU)
+    clozes = [Question("lambada", i, ((f"c{i}", text),)) for i, text in enumerate((" sign", " sign", " sign", " it\n"))]
+    greedy = ContinuationScore(-1.0, 5, True)
+    monkeypatch.setattr(who.scorer, "score", lambda pairs: [greedy] * len(pairs))
+    following = {"c0 sign": "s of", "c1 sign": ", so", "c2 sign": ""}
+    monkeypatch.setattr(type(who), "write", lambda self, prompts, **_: [following[prompt] for prompt in prompts])
+    answers = asked(tmp_path / "sheet", clozes, who)
+    assert [answer.scores[0].is_greedy for answer in answers] == [False, True, True, True]
+
+
 def test_a_damaged_sheet_is_named(tmp_path):
     path = tmp_path / "sheet"
     Sheet(path, {}).close()
-    path.write_text(path.read_text() + json.dumps({"number": 1}) + "\n")
+    path.write_text(path.read_text() + json.dumps({"number": 1, "asked": "x"}) + "\n")
     with pytest.raises(UserError, match="sheet is damaged .*: remove it, or give --overwrite"):
         Sheet(path, {})
 

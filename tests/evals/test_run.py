@@ -1,5 +1,6 @@
 """The command: both suites on small models, a killed run goes on, mistakes take one line."""
 
+import gzip
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ from evals import exam, run
 from evals.metrics import Answer, metrics_of
 from evals.questions import Question
 from evals.results import Exam, Scored, summary
+from evals.tasks import CORE as CORE_TASKS
 from models import ContinuationScore
 
 KNOWN = "piqa, hellaswag, arc_easy"
@@ -55,7 +57,7 @@ def test_the_report_has_teacher_student_and_retention(core):
 def test_the_scores_are_those_of_the_answers_on_disk(core):
     out, report, _ = core
     lines = (out / "answers" / "student" / "piqa.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["model"] == report["models"]["student"]["fingerprint"]
+    assert json.loads(lines[0])["fingerprint"] == report["models"]["student"]["fingerprint"]
     gold = [0, 2, 1, 0, 1]
     right = []
     for row in map(json.loads, lines[1:]):
@@ -81,6 +83,29 @@ def test_a_killed_run_goes_on(core, models, data, tmp_path):
     again = json.loads((tmp_path / "core.json").read_text())
     for task, row in again["tasks"].items():
         assert row["student"]["accuracy"] == report["tasks"][task]["student"]["accuracy"], task
+
+
+def test_changed_data_and_a_larger_limit_ask_anew_what_they_must(core, models, data, tmp_path, monkeypatch):
+    shutil.copytree(core[0] / "answers", tmp_path / "answers")
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data" / CORE_TASKS["piqa"].path
+    lines = gzip.decompress(path.read_bytes()).decode().replace("blue", "grey")
+    path.write_bytes(gzip.compress(lines.encode()))
+    asked = []
+    real = exam._answers
+    monkeypatch.setattr(exam, "_answers", lambda who, batch: asked.extend(batch) or real(who, batch))
+    given = ("--suite", "core", "--tasks", "piqa", "--student-only")
+    assert run.main(arguments(models, tmp_path / "data", tmp_path, *given)) == 0
+    assert [question.number for question in asked] == [1]
+    text = tmp_path / "text.md"
+    text.write_text("\n".join(f"Sentence {i} is about {i % 7} things." for i in range(60)))
+    for limit, name in (("1", "a"), ("2", "a")):
+        (tmp_path / f"{limit}.md").write_text(text.read_text())
+        asked.clear()
+        files = [str(tmp_path / "1.md"), *([str(tmp_path / "2.md")] if limit == "2" else [])]
+        given = ("--suite", "noise", "--tasks", "continuation", "--noises", "drop", "--student-only", "--limit", limit)
+        assert run.main(arguments(models, data, tmp_path / name, *given, "--text", *files)) == 0
+        assert len(asked) == 2  # clean and noised
 
 
 def test_answers_of_another_model_are_refused_or_overwritten(core, models, data, tmp_path, capsys):
@@ -142,6 +167,9 @@ def test_a_model_of_stage_1_by_its_teachers_tokens(models, data, tmp_path):
         (["--model", "m"], "nothing is to be asked: give --suite core, --suite noise or --text"),
         (["--model", "m", "--suite", "core", "--by-tokens"], "--by-tokens needs --model and --teacher"),
         (["--model", "m", "--suite", "core", "--noises", "drop"], "--noises and --noise-all belong to --suite noise"),
+        (["--model", "m", "--suite", "core", "--tasks", ","], "names none: ','"),
+        (["--teacher", "t", "--suite", "core", "--student-only"], "--student-only examines --model alone: give one"),
+        (["--teacher", "t", "--suite", "core", "--beam", "2"], "--beam 2 is for models that are scored in bytes"),
         (["--model", "m", "--suite", "core", "--limit", "0"], "must be a whole number >= 1, got '0'"),
         (["--model", "m", "--text", "x", "--tasks", "piqa"], "--tasks belongs to a suite"),
     ],
@@ -194,3 +222,30 @@ def test_retention_is_a_mean_over_tasks_and_never_of_bits():
     assert found["mean"]["retention"][0] == pytest.approx((2 / 3 + 1) / 2)
     assert found["mean"]["teacher"][0] == pytest.approx((0.75 + 0.5) / 2)
     assert found["tasks"]["text"]["retention"][0] == pytest.approx(1.0)
+    assert found["mean"]["tasks"] == found["mean"]["retention over tasks"] == 2
+
+    other = scored("two", "accuracy", [False], [True])
+    found = summary([scored("one", "accuracy", [True, False], [True, False]), other])
+    assert found["mean"]["retention"][0] == 1.0  # of the task that the teacher can do anything of
+    assert (found["mean"]["tasks"], found["mean"]["retention over tasks"]) == (2, 1)
+    assert found["tasks"]["two"]["retention"] == [None, None]
+    assert found["tasks"]["two"]["teacher"]["accuracy"] == [0.0, None]
+    json.dumps(found, allow_nan=False)
+
+
+def test_noise_in_continuations_too(models, data, tmp_path):
+    given = ("--suite", "noise", "--tasks", "piqa", "--noises", "antspeak", "--noise-all", "--student-only")
+    exams = run.exams_of(run.parse(arguments(models, data, tmp_path, *given)))
+    clean, noisy = (exam.questions[0].pairs[0] for exam in exams)
+    assert clean == ("Question: Two and two is\nAnswer:", " four")
+    assert noisy == ("Q U E S T I O N :   T W O   A N D   T W O   I S\nA N S W E R :", "   F O U R")
+
+
+def test_choices_that_lie_in_the_contexts_are_not_noised(models, data, tmp_path, capsys):
+    path = data / CORE_TASKS["winogrande"].path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    requests = [{"context": name, "continuation": " came."} for name in ("Ann", "Eve")]
+    rows = [{"doc_id": 0, "label": 1, "request": request} for request in requests]
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert run.main(arguments(models, data, tmp_path, "--suite", "noise", "--tasks", "winogrande")) == 2
+    assert "--tasks winogrande: its choices are in the contexts" in capsys.readouterr().err
