@@ -96,7 +96,7 @@ def router_ends(model: ByteLM, texts: Sequence[bytes]) -> list[np.ndarray]:
     if not model.config.lookahead:
         raise ValueError("this model's router says where chunks start (lookahead=False), not where they end")
     ids, cu_seqlens = pack_with_padding(texts, model.device)
-    boundary = model.router(model.encoder(ids, cu_seqlens), ids, cu_seqlens).boundary.cpu().numpy()
+    boundary = model.route(ids, cu_seqlens).boundary.cpu().numpy()
     starts = cu_seqlens.tolist()
     return [boundary[start + 1 : start + 1 + len(text)] for start, text in zip(starts, texts, strict=False)]
 

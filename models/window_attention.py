@@ -100,7 +100,8 @@ class WindowAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[1, heads, T, head_dim] to [1, T, heads, head_dim]."""
-        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        # Flash attention takes heads of a multiple of 8.
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and self.head_dim % 8 == 0:
             rows = query.shape[2]  # of all sequences, which the host knows, bounds those of the longest
             return attend_in_one_call(query, key, value, cu_seqlens, longest=rows, window=self.window)
         return attend_by_sequence(query, key, value, cu_seqlens, window=self.window)

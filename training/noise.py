@@ -68,7 +68,7 @@ class NoisedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Noise:
-    """What is done to batches. The draws for a batch depend on its own bytes and the seed, and on nothing before it.
+    """What is done to batches. The draws for a sequence depend on its own bytes and the seed, and on no other sequence.
 
     Attributes:
         share: of the sequences that are noised, each by a draw of its own.
@@ -85,12 +85,11 @@ class Noise:
     def apply(self, batch: AlignedBatch) -> NoisedBatch:
         """Noise a batch on the CPU."""
         clean, ends = batch.ids.numpy(), batch.token_end.numpy()
-        draw = self._generator(clean, batch.cu_seqlens.numpy())
         cu, token_cu = batch.cu_seqlens.tolist(), batch.token_cu.tolist()
         pieces, twins, ended, tokens = _Parts(np.uint8), _Parts(np.int64), _Parts(bool), _Parts(np.int64)
         for s, start in enumerate(cu[:-1]):
             ids, end = clean[start : cu[s + 1]], ends[start : cu[s + 1]]
-            noised = self._sequence(ids, end, draw)
+            noised = self._sequence(ids, end)
             if noised is None:
                 pieces.append(ids)
                 twins.append(np.full(len(ids), NONE))
@@ -108,17 +107,17 @@ class Noise:
         aligned = AlignedBatch(ids, cu_seqlens, token_end, token_ids, tokens.offsets(), targets)
         return NoisedBatch(*aligned, batch.ids, batch.cu_seqlens, twins.joined())
 
-    def _sequence(self, ids: np.ndarray, token_end: np.ndarray, draw: np.random.Generator) -> "Noised | None":
+    def _sequence(self, ids: np.ndarray, token_end: np.ndarray) -> "Noised | None":
         """A sequence noised, or None where it is to stay clean."""
+        draw = self._generator(ids)
         if not draw.random() < self.share:
             return None
         kind = self.kinds[int(draw.integers(len(self.kinds)))]
         return noise_sequence(ids, token_end, kind, self.rate, draw)
 
-    def _generator(self, ids: np.ndarray, cu_seqlens: np.ndarray) -> np.random.Generator:
+    def _generator(self, ids: np.ndarray) -> np.random.Generator:
         content = hashlib.sha256(self.seed.to_bytes(8, "little", signed=True))
         content.update(ids.tobytes())
-        content.update(cu_seqlens.tobytes())
         return np.random.Generator(np.random.Philox(int.from_bytes(content.digest()[:16], "little")))
 
 

@@ -137,7 +137,7 @@ def _consistency_means(context: Context, batch: AlignedBatch | NoisedBatch, prob
 
 
 def _consistency_loss(context: Context, batch: NoisedBatch, prob: Tensor) -> Tensor:
-    """Mean KL(clean || noised) of "does a chunk end here?" over the noised bytes that stand for a clean one."""
+    """KL(clean || noised) of "does a chunk end here?" at noised bytes that stand for a clean one, over all bytes."""
     model, place = context.model, batch.twin.clamp(min=0)
     with torch.no_grad():
         clean = model.route(batch.clean_ids, batch.clean_cu).prob
@@ -145,7 +145,7 @@ def _consistency_loss(context: Context, batch: NoisedBatch, prob: Tensor) -> Ten
     found, free = _end_answers(context, prob, batch.cu_seqlens)
     kl = wanted * (wanted / found).log() + (1 - wanted) * ((1 - wanted) / (1 - found)).log()
     weights = (batch.twin >= 0) & free & clean_free
-    return (kl * weights).sum() / weights.sum().clamp(min=1)
+    return (kl * weights).sum() / prob.shape[0]  # by all bytes, so that the cut into micro-batches changes nothing
 
 
 def _end_answers(context: Context, prob: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

@@ -261,6 +261,10 @@ class Recipe:
     def _check_curriculum(self, where: str) -> None:
         if self.curriculum is not None and not self.curriculum:
             raise UserError(f"{where}: curriculum is empty: name a stage, or leave it out for the paper's order")
+        if self.curriculum is None and JOINT in self.stage:
+            raise UserError(f"{where}: stage {JOINT} is in no order of its own: give a curriculum that names it")
+        if not self.order:
+            raise UserError(f'{where}: there is no stage: add a table such as [stage."1.1"]')
         for number, name in enumerate(self.order):
             if name not in KNOWN_STAGES:
                 raise UserError(

@@ -54,7 +54,8 @@ def summary(report: dict[str, Any]) -> str:
     lines.append(f"  student   {report['student_bpb']:.4f} bits/byte (bound along the router's chunks)")
     if report["control_bpb"] is not None:
         lines.append(f"  control   {report['control_bpb']:.4f} bits/byte (fresh core, the same seconds)")
-    lines.append(f"  retention {report['retention']:.4f}   boundary F1 {report['boundary_f1']:.4f}")
+    f1 = "" if report["boundary_f1"] is None else f"   boundary F1 {report['boundary_f1']:.4f}"
+    lines.append(f"  retention {report['retention']:.4f}{f1}")
     return "\n".join(lines)
 
 

@@ -196,12 +196,13 @@ class Run:
         """A stage's teacher and numbers around the model that it begins with, as it is when it is resumed too.
 
         Raises:
-            UserError: the stage is to be held against a model that has lost its token head.
+            UserError: the stage reads the token head of a model that has lost it.
         """
         recipe, anchor = self.recipe.stage[name], None
+        reads_tokens = name in ("1.2", "joint") or recipe.distill_weight or recipe.anchor_weight
+        if reads_tokens and not model.config.token_head:
+            raise UserError(f"stage {name} needs a model with its token head: start --from a stage's folder")
         if recipe.anchor_weight:
-            if not model.config.token_head:
-                raise UserError(f"stage {name}: anchor_weight needs a token head: start --from a stage's folder")
             anchor = self._place(Anchor(model), self._narrow)
         return Context(model, self.placed_teacher, recipe, anchor)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.recipe import Recipe
+from training.recipe import Recipe, recipe_from
 from training.stage_recipe import KNOWN_STAGES
 
 
@@ -29,7 +29,7 @@ def claim_folder(
     doomed = [*order[order.index(names[0]) :], *others, "control"] if overwrite else []
     kept = [name for name in (*order, *others, "control") if name not in doomed and _pieces(folder, name)]
     mark, wanted = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if kept and mark.is_file() and (found := _decisive(json.loads(mark.read_text()))) != _decisive(wanted):
+    if kept and mark.is_file() and (found := _decisive(_as_it_would_be_written(mark))) != _decisive(wanted):
         raise UserError(
             f"stage {kept[0]} in {folder} was made with other numbers ({first_difference(found, _decisive(wanted))}): "
             "repeat the flags it was started with, give another --out, or start all stages anew with --overwrite"
@@ -52,6 +52,11 @@ def claim_folder(
     partial_mark = mark.with_name(".recipe.json.partial")
     partial_mark.write_text(json.dumps(wanted, indent=1))
     partial_mark.replace(mark)
+
+
+def _as_it_would_be_written(mark: Path) -> dict[str, Any]:
+    """A run's recipe, with the keys that have come since at their defaults."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe_from(json.loads(mark.read_text())))))
 
 
 def checkpoint_of(result: Path) -> Path:

@@ -45,8 +45,10 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
 
 def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
     """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
+    unused = {"attention_window"} if wanted.encoder != "attention" else set()
+    unused |= {"router_layers"} if wanted.router != "split" else set()
     for field in dataclasses.fields(ModelRecipe):
-        if field.name not in _CHANGEABLE:
+        if field.name not in {*_CHANGEABLE, *unused}:
             yield field.name, getattr(found, field.name), getattr(wanted, field.name)
     for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)

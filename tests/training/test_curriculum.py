@@ -11,7 +11,7 @@ from models import ByteLM
 from tests.training.conftest import TINY_RECIPE
 from training import export, loop, stage
 from training.errors import UserError
-from training.recipe import read_recipe
+from training.recipe import read_recipe, recipe_from
 from training.student import load_student
 
 # One worker of xdist runs them all: what they share is made once.
@@ -207,6 +207,31 @@ def test_the_papers_variants_can_be_set_on_the_quickstart():
     for direction in ("forward", "reverse"):
         assert read_recipe("quickstart", [f'stage."1.2".direction={direction}']).stage["1.2"].direction == direction
     assert read_recipe("quickstart").order == ("1.1", "1.2", "1.3", "2.1", "2.2")
+
+
+def test_a_decoder_without_a_trained_router_has_bits_and_no_f1(home, capsys):
+    out = command(home, "untrained-router", "--stage", "all", *order("1.2", "2.1"))
+    report = report_of(out)
+    assert report["boundary_f1"] is None and 0 < report["student_bpb"] < 10
+    assert "boundary F1" not in capsys.readouterr().out
+
+
+def test_a_run_from_before_a_key_came_is_resumed(home):
+    out = command(home, "older", "--stage", "1.3", *order("1.3", "2.1"))
+    mark = out / "recipe.json"
+    recipe = json.loads(mark.read_text())
+    del recipe["stage"]["1.3"]["noise_rate"], recipe["teacher"]["bytes"], recipe["model"]["router_layers"]
+    mark.write_text(json.dumps(recipe))
+    command(home, "older", "--stage", "2.1", *order("1.3", "2.1"), "--resume")
+    assert (out / "stages" / "2.1").is_dir()
+
+
+def test_joint_stands_in_no_order_of_its_own():
+    joint = ["stage.joint.lr=1e-3", "stage.joint.bytes=1000"]
+    with pytest.raises(UserError, match="stage joint is in no order of its own: give a curriculum that names it"):
+        read_recipe("quickstart", joint)
+    with pytest.raises(UserError, match="there is no stage: add a table"):
+        recipe_from({"name": "empty", "stage": {}})
 
 
 def test_a_budget_is_that_of_the_curriculum():

@@ -1,6 +1,6 @@
 """Noise on batches: its rule by examples and properties, its draws, and that batches around it are as they were."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -144,6 +144,26 @@ def test_a_batch_keeps_its_tokens_and_never_grows(batch, share):
     assert clean == (share == 0)
     assert bool((found.twin >= 0).any()) == (share > 0)
     assert not (found.twin < 0).all() or torch.equal(found.token_end, batch.token_end)
+
+
+def test_a_sequence_is_noised_alike_in_any_batch(corpus):
+    noise = Noise(0.5, NOISE_KINDS, 0.2, seed=3)
+
+    def sequences(batch_bytes):
+        found = {}
+        for one, _ in zip(
+            Batches(corpus, window=64, batch_bytes=batch_bytes, seed=1), range(6400 // batch_bytes), strict=False
+        ):
+            noised = noise.apply(one)
+            for clean, other in zip(pairwise(one.cu_seqlens), pairwise(noised.cu_seqlens), strict=True):
+                found[one.ids[slice(*clean)].numpy().tobytes()] = noised.ids[slice(*other)].numpy().tobytes()
+        return found
+
+    small, large = sequences(128), sequences(640)
+    common = small.keys() & large.keys()
+    assert len(common) > 50
+    assert all(small[text] == large[text] for text in common)
+    assert len({text for text in common if small[text] != text}) > 10
 
 
 def test_draws_depend_on_the_batch_and_the_seed_alone(corpus, batch):
