@@ -16,7 +16,7 @@ CONFIGURE = $(BIN)/cmake -S csrc -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/
 SOURCES := $(wildcard bytekernels models training evals benchmarks tests setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test sanitize lint tidy format wheel-check bench compile-check distill evals-data evals-check clean
+.PHONY: help setup test test-slow sanitize lint tidy format wheel-check bench compile-check distill evals-data evals-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,8 +45,13 @@ $(STAMP): $(VENV)/.torch pyproject.toml setup.py requirements-test.txt $(NATIVE)
 	$(BIN)/pip install -e .
 	@touch $@
 
-test: setup ## run the tests (JOBS=N processes; ARGS=... for pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+
+test: setup ## run the tests but for the slowest (JOBS=N processes; ARGS=... for pytest)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: setup ## run the slowest tests: clusters of processes, every chip's kernels (JOBS ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 # The libraries must be in the process before the module that is made for them; libstdc++ lets them see exceptions.
 SANITIZER_LIBRARIES = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))

@@ -174,6 +174,8 @@ class ByteLMEval(LM):
         paths = _count("beam", beam)
         self.ranks = parallel.start(device)
         self._device = self.ranks.device
+        if pretrained is None and teacher is None:
+            raise UserError("no model is given: --model_args pretrained=MODEL, such as runs/quickstart/model")
         self.examinee = examinee(
             pretrained,
             teacher,

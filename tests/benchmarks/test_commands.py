@@ -25,6 +25,9 @@ from benchmarks.bench_chunking import Shape
 from benchmarks.report import PASSES
 from benchmarks.shapes import parse_shape
 
+# One worker of xdist runs them all: the dry run is made once.
+pytestmark = pytest.mark.xdist_group("commands")
+
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {
     "op": str,

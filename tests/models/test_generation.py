@@ -88,8 +88,16 @@ def with_draft_head(model: ByteLM) -> ByteLM:
     return small_model(draft_head=True, **{name: getattr(model.config, name) for name in names})
 
 
-@pytest.mark.parametrize("mode", ["joint", "multibyte"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("mode", "temperature"),
+    [
+        ("multibyte", 0.0),
+        *(pytest.param(*which, marks=SLOW) for which in (("joint", 0.0), ("joint", 1.0), ("multibyte", 1.0))),
+    ],
+)
 def test_a_text_does_not_depend_on_its_batch(model, mode, temperature):
     if mode == "multibyte":
         model = with_draft_head(model)

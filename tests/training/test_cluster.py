@@ -84,6 +84,7 @@ def test_two_processes_have_the_losses_of_one(alone, pair, stage):
             assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_options_have_the_losses_of_one_process_too(what, alone, tmp_path):
     """Noise is drawn from a batch's own bytes, wherever it is trained on; the anchor is cut as the student is."""
     options = ['curriculum=["joint", "2.2"]', "stage.joint.lr=1e-3", f"stage.joint.bytes={STEPS * 500}"]
@@ -153,6 +154,7 @@ def workers_of(launcher: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_and_the_job_ends_with_the_same_bits(what, pair, tmp_path):
     restarting = [*TORCHRUN, "--max-restarts", "1", "training/stage.py"]
     process = start(restarting, "--stage", "1.1", *what, "--out", tmp_path / "run")
@@ -163,6 +165,7 @@ def test_a_killed_worker_is_restarted_and_the_job_ends_with_the_same_bits(what, 
     assert_same_bits(tmp_path / "run", pair)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_job(what, tmp_path):
     process = start(PAIR, "--stage", "1.1", *what, "--out", tmp_path / "run")
     wait_for_step(tmp_path / "run", 3, process)
@@ -211,6 +214,7 @@ def test_two_processes_then_one_then_two(what, pair, tmp_path):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_in_bf16_repeated_and_with_activations_computed_again(what, alone, tmp_path):
     """A copy of the model on each process, blocks in bf16: the losses of float32, within bf16's rounding."""
     arguments = ["--stage", "1.2", *what, "--out", tmp_path / "run", "--from", alone / "stages" / "1.1"]
@@ -221,6 +225,7 @@ def test_in_bf16_repeated_and_with_activations_computed_again(what, alone, tmp_p
     assert theirs[0]["loss"] != ours[0]["loss"]
 
 
+@pytest.mark.slow
 def test_two_copies_of_a_model_cut_in_two(what, alone, tmp_path):
     """Four processes, replicate x shard, two micro-batches each, killed and resumed: they learn what one does."""
     four = [word if word != "2" else "4" for word in PAIR]
@@ -245,6 +250,7 @@ def test_what_is_not_finite_on_one_process_moves_no_weight_on_any(documents_on_d
     assert 0 < one["weights"] < float("inf")
 
 
+@pytest.mark.slow
 def test_text_that_is_streamed(what, tmp_path):
     """Two processes that are told to stop go on where the stream was, and read what one does."""
     records = [json.dumps({"text": f"Sentence number {i} is about {i % 7} things.\n" * 20}) for i in range(800)]
