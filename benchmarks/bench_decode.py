@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from benchmarks import harness, machine
 from benchmarks.command import DTYPES, default_device
-from benchmarks.report import aligned, write_json
+from benchmarks.report import aligned
 from bytekernels import BOS, EOS
+from bytekernels.files import write_json
 from models import ByteLM, ByteLMConfig, Writer
 from models.padding import pack_with_padding
 

@@ -10,8 +10,9 @@ import torch
 
 from benchmarks import harness, machine
 from benchmarks.harness import Case, Provider, Unavailable
-from benchmarks.report import PASSES, Report, plot, table, write_json
+from benchmarks.report import PASSES, Report, plot, table
 from benchmarks.shapes import Shape, parse_shape
+from bytekernels.files import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

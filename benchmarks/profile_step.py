@@ -20,7 +20,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import harness, machine
-from benchmarks.report import aligned, write_json
+from benchmarks.report import aligned
+from bytekernels.files import write_json
 from training import loop, parallel
 from training.optimizer import make_optimizer
 from training.recipe import recipe_from

@@ -1,11 +1,11 @@
 """The form in which benchmarks report: rows, as a table, as JSON, as a plot."""
 
-import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bytekernels.files import write_whole
 
 PASSES = ("forward", "backward", "both")
 
@@ -76,15 +76,6 @@ def aligned(cells: Sequence[Sequence[str]], left: int) -> list[str]:
     return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole or not there; its folder is made if need be."""
-
-    def dump(partial: Path) -> None:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-    _write(path, dump)
-
-
 def plot(path: Path, report: Report) -> None:
     """A PNG of the achieved bandwidth: a panel for each pass, a group of bars for each op, the copy as a line."""
     import matplotlib
@@ -109,13 +100,5 @@ def plot(path: Path, report: Report) -> None:
     shapes = " | ".join(dict.fromkeys(f"{row['shape']}, {row['dtype']}" for row in report.rows))
     figure.suptitle(f"{report.machine['device']}: {shapes}", fontsize="medium")
     figure.tight_layout()
-    _write(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
     pyplot.close(figure)
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        write(partial)
-        partial.replace(path)

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 
 import numpy as np
 
-from evals.report import table, write_json, write_whole
+from bytekernels.files import write_json, write_whole
+from evals.report import table
 from models.command import CommandParser, counting_number
 from training.errors import UserError
 from training.report import versions
@@ -173,7 +174,8 @@ def write_text(folder: Path) -> None:
 
 
 def _write_lines(path: Path, documents: Iterable[Document]) -> None:
-    write_whole(path, "".join(json.dumps({"text": document.text.decode()}) + "\n" for document in documents))
+    text = "".join(json.dumps({"text": document.text.decode()}) + "\n" for document in documents)
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def python_sources(limit_bytes: int = CODE_BYTES) -> Iterator[Document]:
@@ -346,11 +348,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads = max(1, (os.cpu_count() or 1) // at_once)
             with ThreadPoolExecutor(at_once) as pool:
                 errors += [error for error in pool.map(partial(carry_out, threads=threads), phase) if error]
-    except UserError as error:
+    except (UserError, OSError) as error:
         parser.error(str(error))
     if options.table:
         found = results(list(rows.values()), folder)
-        write_whole(options.table.with_suffix(".md"), page(list(rows.values()), found))
+        text = page(list(rows.values()), found)
+        write_whole(options.table.with_suffix(".md"), lambda partial: partial.write_text(text))
         whole: dict[str, Any] = {"versions": versions(), "rows": found}
         write_json(options.table.with_suffix(".json"), whole)
     for failure in errors:

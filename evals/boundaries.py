@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bytekernels.files import write_json
 from evals.noise import NOISES, noised
-from evals.report import table, write_json
+from evals.report import table
 from models import ByteLM
 from models.command import CommandParser, add_model_arguments, counting_number, load_model
 from models.padding import pack_with_padding

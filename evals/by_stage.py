@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bytekernels.files import write_json
 from evals import run
-from evals.report import cell, table, write_json
+from evals.report import cell, table
 from evals.results import STUDENT
 from models.command import CommandParser
 from training.checkpoint import read_summary
@@ -45,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if path.name not in BY_BYTES:
                 words += ["--teacher", str(options.teacher), "--by-tokens", "--student-only"]
             reports[path.name] = run.examine(run.parse(words))
-    except UserError as error:
+        write_json(options.out / "by-stage.json", reports)
+    except (UserError, OSError) as error:
         parser.error(str(error))
     print("\n".join(page(reports)))
-    write_json(options.out / "by-stage.json", reports)
     return 0
 
 

@@ -2,18 +2,21 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from bytekernels.files import write_whole
 from evals.examinee import BYTES_PER_TOKEN, Examinee
 from evals.metrics import Answer
 from evals.questions import Question
 from models import ContinuationScore
+from models.scoring import batches
 from training.errors import UserError
+from training.run_folder import first_difference
 
 
 class Sheet:
@@ -34,18 +37,16 @@ class Sheet:
         self._answers: dict[tuple[int, str], Answer] = {}
         head = json.dumps(facts, sort_keys=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
             if lines and lines[0] != f"{head}\n".encode() and lines[0].endswith(b"\n"):
                 raise UserError(
-                    f"{path} holds answers that were got otherwise ({_difference(lines[0], facts)}): "
+                    f"{path} holds answers that were got otherwise ({first_difference(_head(lines[0]), facts)}): "
                     "give another --out, or --overwrite"
                 )
             whole = [line for line in lines[1:] if line.endswith(b"\n")]  # a killed run leaves half a line
             self._answers |= dict(map(_read, whole))
-            kept = path.with_name(f".{path.name}.partial")
-            kept.write_bytes(b"".join([f"{head}\n".encode(), *whole]))
-            kept.replace(path)
+            kept = b"".join([f"{head}\n".encode(), *whole])
+            write_whole(path, lambda partial: partial.write_bytes(kept))
             self._file = path.open("ab")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
@@ -81,14 +82,11 @@ def _read(line: bytes) -> tuple[tuple[int, str], Answer]:
     return (int(row["number"]), str(row["asked"])), Answer(scores, row["text"])
 
 
-def _difference(line: bytes, facts: dict[str, Any]) -> str:
+def _head(line: bytes) -> Any:
     try:
-        found = json.loads(line)
-        return next(
-            f"{key}: {found.get(key)!r} then, {facts[key]!r} now" for key in facts if found.get(key) != facts[key]
-        )
-    except (ValueError, AttributeError, StopIteration):
-        return "its first line is another"
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def ask(examinee: Examinee, questions: Sequence[Question], sheet: Sheet, title: str, *, bar: bool = True) -> None:
@@ -99,9 +97,10 @@ def ask(examinee: Examinee, questions: Sequence[Question], sheet: Sheet, title: 
     Raises:
         UserError: a question that can't be scored, by its task and number.
     """
-    missing = sorted((q for q in questions if q not in sheet), key=_length, reverse=True)
+    missing = [question for question in questions if question not in sheet]
     with tqdm(total=len(questions), initial=len(questions) - len(missing), desc=title, disable=not bar) as shown:
-        for batch in _batches(missing, examinee.scorer.batch_bytes):
+        for places in batches(list(map(_length, missing)), examinee.scorer.batch_bytes):
+            batch = [missing[place] for place in places]
             for question, answer in zip(batch, _answers(examinee, batch), strict=True):
                 sheet.add(question, answer)
             shown.update(len(batch))
@@ -111,19 +110,6 @@ def _length(question: Question) -> int:
     """Bytes that are scored and written."""
     scored = sum(len(context.encode()) + len(continuation.encode()) for context, continuation in question.pairs)
     return scored + (BYTES_PER_TOKEN * question.writing.max_tokens if question.writing else 0)
-
-
-def _batches(questions: Sequence[Question], most: int) -> Iterator[list[Question]]:
-    batch: list[Question] = []
-    filled = 0
-    for question in questions:
-        if batch and filled + _length(question) > most:
-            yield batch
-            batch, filled = [], 0
-        batch.append(question)
-        filled += _length(question)
-    if batch:
-        yield batch
 
 
 def _answers(examinee: Examinee, batch: Sequence[Question]) -> list[Answer]:

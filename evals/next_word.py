@@ -13,9 +13,10 @@ from typing import get_args
 
 import numpy as np
 
+from bytekernels.files import write_json
 from evals.metrics import Estimate, Metric
 from evals.questions import Question
-from evals.report import cell, table, write_json
+from evals.report import cell, table
 from evals.tasks import read_continuations
 from models import ByteLM, generate
 from models.command import CommandParser, add_model_arguments, counting_number, load_model

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from evals.report import write_json
+from bytekernels.files import write_json
 from models import ByteLM, Scorer
 from models.command import add_model_arguments, load_model
 

@@ -1,33 +1,11 @@
 """A report for people: Markdown tables and a chart."""
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bytekernels.files import write_whole
 from evals.results import BITS, STUDENT, TEACHER
-from training.errors import UserError
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole or not there; its folder is made if need be.
-
-    Raises:
-        UserError: it can't be written.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON, which has no NaN, as :func:`write_whole` does."""
-    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -116,7 +94,5 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axis.set_xticks(range(len(bars)), bars, rotation=40, ha="right")
     axis.set_ylabel(title)
     axis.legend()
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=120, format="png")
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=120, format="png"))
     pyplot.close(figure)
-    partial.replace(path)

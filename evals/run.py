@@ -2,8 +2,8 @@
 
 ``core``: public benchmarks (``make evals-data`` installs their data). ``noise``: some of them again under noise, and
 tasks about characters. ``--text`` alone, or beside ``core``: bits per byte of any text; beside ``noise``, of its
-continuations after noised beginnings. Answers are kept in the folder
-``--out`` as they come, and the same command goes on from there.
+continuations after noised beginnings. Answers are kept in the folder ``--out`` as they come, and the same command goes
+on from there.
 """
 
 import argparse
@@ -19,12 +19,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works without an install
 
+from bytekernels.files import write_json, write_whole
 from evals import characters
 from evals.exam import Sheet, ask
 from evals.examinee import Examinee, examinee
 from evals.noise import NOISES, noised
 from evals.questions import Question
-from evals.report import draw, markdown, write_json, write_whole
+from evals.report import draw, markdown
 from evals.results import BITS, STUDENT, TEACHER, Exam, score_exam, summary
 from evals.tasks import CONTINUATION, CORE, TEXT, data_folder, read_continuations, read_task, read_texts
 from models.command import DTYPES, CommandParser, counting_number
@@ -258,10 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = report["suite"]
         write_json(options.out / f"{name}.json", report)
         text = markdown(report)
-        write_whole(options.out / f"{name}.md", text)
+        write_whole(options.out / f"{name}.md", lambda partial: partial.write_text(text))
         if name != TEXT:
             draw(report, options.out / f"{name}.png")
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"run.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(text)

@@ -12,8 +12,8 @@ from bytekernels import MixerState
 from bytekernels.ragged import accumulation_dtype
 from models.config import ByteLMConfig
 from models.decoding import BlockState
-from models.layers import RMSNorm
-from models.window_attention import AttentionBlock
+from models.layers import RMSNorm, SwiGLU
+from models.window_attention import WindowAttention
 
 
 class Mamba2Mixer(nn.Module):
@@ -84,10 +84,12 @@ class Mamba2Mixer(nn.Module):
 class Block(GradientCheckpointingLayer):
     """``residual + mixer(norm(residual))``; the residual sum is carried in fp32 and fused into the next norm."""
 
+    mixer_type: type[Mamba2Mixer] | type[WindowAttention] = Mamba2Mixer
+
     def __init__(self, config: ByteLMConfig, num_layers: int) -> None:
         super().__init__()
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.mixer = Mamba2Mixer(config, num_layers)
+        self.mixer = self.mixer_type(config, num_layers)
 
     def forward(
         self,
@@ -95,22 +97,46 @@ class Block(GradientCheckpointingLayer):
         residual: Tensor | None,
         cu_seqlens: Tensor,
         ids: Tensor | None = None,
-        states: list[MixerState] | None = None,
+        states: list[Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The mixer's output [T, d], and the sum before it, which it is still to be added to.
+        """The output [T, d], and the sum before it, which it is still to be added to.
 
-        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``; there is no residual then.
+        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``; there is no residual then. To
+        ``states`` the mixer adds the state from which :meth:`step` goes on.
         """
         x, residual = self.norm(x, residual)
         if ids is not None:
             residual = bytekernels.byte_table(ids, residual)
-        return self.mixer(x, cu_seqlens, ids, states), residual
+        return self.after_mixer(self.mixer(x, cu_seqlens, ids, states), residual)
 
-    def step(
-        self, x: Tensor, residual: Tensor | None, state: MixerState, active: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, residual: Tensor | None, state: Any, active: Tensor | None) -> tuple[Tensor, Tensor]:
         x, residual = self.norm(x, residual)
-        return self.mixer.step(x, state, active), residual
+        return self.after_mixer(self.mixer.step(x, state, active), residual)
+
+    def after_mixer(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows the mixer in a block of this kind."""
+        return x, residual
+
+
+class AttentionBlock(Block):
+    """A pre-norm transformer block.
+
+    Its MLP is as wide as a Mamba2 block of the same configuration has parameters for
+    (:attr:`models.ByteLMConfig.attention_inner`).
+    """
+
+    mixer_type = WindowAttention
+
+    def __init__(self, config: ByteLMConfig, num_layers: int) -> None:
+        super().__init__(config, num_layers)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.attention_inner, config.width)
+        with torch.no_grad():
+            self.mlp.down.weight /= math.sqrt(2 * num_layers)
+
+    def after_mixer(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        x, residual = self.mlp_norm(x, residual)
+        return self.mlp(x), residual
 
 
 BLOCKS = {"mamba2": Block, "attention": AttentionBlock}

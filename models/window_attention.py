@@ -6,12 +6,10 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 import bytekernels
 from bytekernels.ragged import accumulation_dtype, lengths_of, positions
 from models.config import ByteLMConfig
-from models.layers import RMSNorm, SwiGLU
 from models.packed_attention import attend_by_sequence, attend_in_one_call, attend_to_cache
 
 ROTARY_BASE = 10_000.0
@@ -131,45 +129,3 @@ class WindowAttention(nn.Module):
             return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1).to(x.dtype)
 
         return turn(query), turn(key), value
-
-
-class AttentionBlock(GradientCheckpointingLayer):
-    """A pre-norm transformer block, called as :class:`models.local_stack.Block` is.
-
-    Its MLP is as wide as a Mamba2 block of the same configuration has parameters for
-    (:attr:`models.ByteLMConfig.attention_inner`).
-    """
-
-    def __init__(self, config: ByteLMConfig, num_layers: int) -> None:
-        super().__init__()
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.mixer = WindowAttention(config, num_layers)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.attention_inner, config.width)
-        with torch.no_grad():
-            self.mlp.down.weight /= math.sqrt(2 * num_layers)
-
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        cu_seqlens: Tensor,
-        ids: Tensor | None = None,
-        states: list[WindowState] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The MLP's output [T, d], and the sum before it, which it is still to be added to.
-
-        With ``ids`` (uint8 [T]) x is a table [256, d], and row t is ``x[ids[t]]``; there is no residual then.
-        """
-        x, residual = self.norm(x, residual)
-        if ids is not None:
-            residual = bytekernels.byte_table(ids, residual)
-        x, residual = self.mlp_norm(self.mixer(x, cu_seqlens, ids, states), residual)
-        return self.mlp(x), residual
-
-    def step(
-        self, x: Tensor, residual: Tensor | None, state: WindowState, active: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        x, residual = self.norm(x, residual)
-        x, residual = self.mlp_norm(self.mixer.step(x, state, active), residual)
-        return self.mlp(x), residual

@@ -1,7 +1,6 @@
 """Writing bytes for a whole batch: chunk-synchronous, from prompts of any length, stopped and continued at will."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bytekernels import BOS, EOS
+from bytekernels.files import write_whole
 from models.byte_lm import ByteLM, Prefill
 from models.decoding import BlockState, copy_of, tensors_of
 from models.padding import pack_with_padding
@@ -212,13 +212,8 @@ class Writer:
             "given": [(one.given, one.told) for one in self._releases],
             "ended": {i: one.to_json() for i, one in self._ended.items() if i not in self._index},
         }
-        partial = Path(f"{path}.{os.getpid()}.partial")
-        try:
-            copies = {name: one.detach().cpu().contiguous().clone() for name, one in tensors.items()}
-            save_file(copies, partial, metadata={FORMAT: json.dumps(about)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        copies = {name: one.detach().cpu().contiguous().clone() for name, one in tensors.items()}
+        write_whole(Path(path), lambda partial: save_file(copies, partial, metadata={FORMAT: json.dumps(about)}))
 
     @classmethod
     def load(cls, model: ByteLM, path: str | Path) -> Self:

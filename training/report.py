@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from bytekernels.files import write_whole
 from models import Generation
 from training.meter import READINGS
 from training.sinks import JSONL, LINE
@@ -105,9 +106,8 @@ def _cpu_name() -> str:
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     """``report.json`` and ``curves.png`` in the run's folder."""
-    partial = folder / ".report.json.partial"
-    partial.write_text(json.dumps(report, indent=1))
-    partial.replace(folder / "report.json")
+    text = json.dumps(report, indent=1)  # a diverged run has a report too, with its infinities
+    write_whole(folder / "report.json", lambda partial: partial.write_text(text))
     _plot(folder, [TEACHER.name, *(row["stage"] for row in report.get("stages", ()))])
 
 

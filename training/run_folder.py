@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bytekernels.files import write_json
 from training.errors import UserError
 from training.recipe import Recipe, recipe_from
 from training.stage_recipe import KNOWN_STAGES
@@ -48,10 +49,7 @@ def claim_folder(
         shutil.rmtree(folder / "model", ignore_errors=True)
         for name in ("report.json", "curves.png"):
             (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial_mark = mark.with_name(".recipe.json.partial")
-    partial_mark.write_text(json.dumps(wanted, indent=1))
-    partial_mark.replace(mark)
+    write_json(mark, wanted)
 
 
 def _as_it_would_be_written(mark: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from bytekernels.files import write_json
 from training.errors import UserError
 
 JSONL = "metrics.jsonl"
@@ -121,9 +122,7 @@ class WandB:
                 f"Weights & Biases refuses project {project!r} ({error}): mend that, set WANDB_MODE=offline, or leave "
                 "log.wandb out"
             ) from None
-        partial = mark.with_name(f".{WANDB}.partial")
-        partial.write_text(json.dumps({"project": project, "id": self._run.id}))
-        partial.replace(mark)
+        write_json(mark, {"project": project, "id": self._run.id})
 
     def write(self, step: int, values: dict[str, float], num_bytes: int, seconds: float) -> None:
         self._run.log({**values, "bytes": num_bytes, "seconds": seconds}, step=step)

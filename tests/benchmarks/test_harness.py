@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import json
 
 import pytest
 import torch
 
 from benchmarks import harness, machine
 from benchmarks.harness import Budget, Case, Ceilings, Provider, Unavailable
-from benchmarks.report import PASSES, Report, table, write_json
+from benchmarks.report import PASSES, Report, table
 from bytekernels.roofline import Work
 
 CPU = torch.device("cpu")
@@ -283,15 +282,3 @@ def test_table_is_aligned():
     for column in ("median ms", "speed-up", "peak MiB"):
         end = head.index(column) + len(column)
         assert all(line[end - 1] != " " and line[end : end + 1].strip() == "" for line in (first, second))
-
-
-def test_json_is_whole_or_not_there(tmp_path):
-    path = tmp_path / "made" / "report.json"
-    write_json(path, {"rows": [1]})
-    assert json.loads(path.read_text()) == {"rows": [1]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"rows": [float("nan")]})
-    with pytest.raises(TypeError):
-        write_json(path, {"rows": object()})
-    assert json.loads(path.read_text()) == {"rows": [1]}
-    assert [file.name for file in path.parent.iterdir()] == ["report.json"]

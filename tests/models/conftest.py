@@ -9,6 +9,7 @@ from bytekernels.testing import ragged
 from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 
+PROMPTS = [b"", b"hello world", "naïve 漢".encode(), b"\x80\xc3 not UTF-8", b"x"]
 FAMILIES = ("llama", "qwen2", "qwen3", "olmo2", "olmo3")
 
 
