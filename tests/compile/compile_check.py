@@ -29,7 +29,7 @@ from triton import knobs
 from triton.runtime.errors import TritonError
 
 from benchmarks import machine
-from benchmarks.report import write_json
+from bytekernels.files import write_json
 
 HERE = Path(__file__).parent
 ARCHES = (80, 90, 100)
