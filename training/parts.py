@@ -100,7 +100,9 @@ class Hub:
 
     @property
     def label(self) -> str:
-        return ":".join([self.name, *([self.config] if self.config else []), self.split])
+        """Its name in documents' names: of a folder the last part alone, so that it may lie anywhere."""
+        name = Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+        return ":".join([name, *([self.config] if self.config else []), self.split])
 
     def parts(self) -> list[Part]:
         """Ranges of rows of a dataset that is on disk, else the dataset's own shards."""
@@ -191,13 +193,13 @@ def _load(hub: Hub) -> Any:
         else:
             dataset = datasets.load_dataset(hub.name, hub.config, split=hub.split, streaming=not hub.download)
     except Exception as error:  # whatever a builder raises
-        raise UserError(f"cannot load {HUB}{hub.label}: {first_line(error)}") from error
+        raise UserError(f"cannot load {HUB}{hub.name}, split {hub.split}: {first_line(error)}") from error
     names = dataset.column_names
     if names is None:
         return dataset
     column = next((c for c in TEXT_COLUMNS if c in names), None)
     if column is None:
-        raise UserError(f"{HUB}{hub.label} has no column 'text' or 'content', but {', '.join(names)}: rename one")
+        raise UserError(f"{HUB}{hub.name} has no column 'text' or 'content', but {', '.join(names)}: rename one")
     return dataset.select_columns([column])
 
 

@@ -1,6 +1,7 @@
 """Datasets as text: on disk, in rows; streamed, in their own shards. What is wrong with one is told in one line."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_a_saved_dataset_is_read_by_rows(saved):
     skipped = Skipped()
     assert [document.text.decode() for document in read_all(parts, skipped)] == TEXTS[:-1]
     assert skipped.counts == {"no text": 1}
-    assert skipped.first["no text"] == [f"{saved.removeprefix('hf:')}:train:300"]
+    assert skipped.first["no text"] == ["saved:train:300"]
 
 
 def test_a_range_of_rows_is_entered_anywhere(saved, monkeypatch):
@@ -153,7 +154,7 @@ def test_a_stream_of_a_dataset(files, tokenizer, download, processes):
 
 
 def test_wrong_datasets_are_one_clear_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"cannot load hf:.*missing:train") as error:
+    with pytest.raises(UserError, match=r"cannot load hf:.*missing, split train") as error:
         find_parts([f"hf:{tmp_path}/missing"])
     assert "\n" not in str(error.value)
     datasets.Dataset.from_dict({"body": ["a"]}).save_to_disk(tmp_path / "body")
@@ -207,3 +208,15 @@ def test_a_stream_needs_text(tmp_path):
 def test_a_hub_is_named_by_what_it_reads():
     assert Hub("owner/name", "en", "train", False).label == "owner/name:en:train"
     assert Hub("owner/name", None, "train", True).label == "owner/name:train"
+
+
+@pytest.mark.parametrize("kind", ["saved", "files"])
+def test_documents_of_a_folder_have_the_same_names_wherever_it_lies(kind, request, tmp_path):
+    folder = Path(request.getfixturevalue(kind).removeprefix("hf:"))
+    shutil.copytree(folder, tmp_path / "elsewhere" / kind)
+    here, there = (
+        [document.source for part in find_parts([f"hf:{at}"]) for _, document in part.documents(Skipped(), anything)]
+        for at in (folder, tmp_path / "elsewhere" / kind)
+    )
+    assert here == there
+    assert all(source.startswith(f"{kind}:train:") for source in here)
