@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+import bytekernels
+from bytekernels import Routing
 from models.config import ByteLMConfig
 from models.decoding import BlockState
 from models.layers import ByteEmbedding, SwiGLU
@@ -32,9 +34,19 @@ class Encoder(ByteReader):
         super().__init__(config, config.encoder_layers, config.encoder)
         self.bridge = SwiGLU(config.width, config.bridge_inner, config.core_width)
 
-    def forward(self, ids: Tensor, cu_seqlens: Tensor, states: list[BlockState] | None = None) -> Tensor:
-        """[T] to [T, d_core]; the blocks' states after each sequence are added to ``states``."""
-        return self.bridge(super().forward(ids, cu_seqlens, states))
+    def forward(
+        self,
+        ids: Tensor,
+        cu_seqlens: Tensor,
+        states: list[BlockState] | None = None,
+        ends_of: Routing | None = None,
+    ) -> Tensor:
+        """[T] to [T, d_core]; the blocks' states after each sequence are added to ``states``.
+
+        With ``ends_of`` the states of its M chunks' ends alone, [M, d_core]: the SwiGLU runs over no other rows.
+        """
+        x = super().forward(ids, cu_seqlens, states)
+        return self.bridge(x if ends_of is None else bytekernels.gather_chunks(x, ends_of))
 
     def step(self, ids: Tensor, states: list[BlockState], active: Tensor | None = None) -> Tensor:
         """As :meth:`ByteReader.step`, to [S, d_core]."""

@@ -188,10 +188,15 @@ def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extr
     """The forward pass of the stage's objective, as :mod:`training.objectives` has it, with M fixed beforehand."""
     ids, flags = torch.empty(rows.bytes, dtype=torch.uint8), torch.empty(rows.bytes, dtype=torch.bool)
     cu_seqlens = torch.empty(rows.sequences + 1, dtype=torch.int32)
-    h = None if stage.name == "1.3" and model.router.encoder is not None else model.encoder(ids, cu_seqlens)
     by_token = bytekernels.routing_of(flags, cu_seqlens, capacity=rows.chunks)
+    h = None
+    if stage.name not in ("1.1", "1.2") and (stage.name != "1.3" or model.router.encoder is None):
+        h = model.encoder(ids, cu_seqlens)
     if stage.name in ("1.1", "1.2", "joint"):
-        ends = bytekernels.gather_chunks(h, by_token)
+        if stage.name == "joint":
+            ends = bytekernels.gather_chunks(h, by_token)
+        else:
+            ends = model.encoder(ids, cu_seqlens, ends_of=by_token)
         F.mse_loss(ends.float(), torch.empty(ends.shape))
         if stage.name != "1.1":
             _KeptGradient.apply(_core(model, ends).to(dtype))

@@ -59,9 +59,8 @@ class Anchor(nn.Module):
     @torch.no_grad()
     def forward(self, batch: AlignedBatch) -> Tensor:
         """The core's state at every token's end: [M, d_core]. The bytes are the batch's own, noised where they are."""
-        h = self.encoder(batch.ids, batch.cu_seqlens)
         routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
-        return self.core(bytekernels.gather_chunks(h, routing), routing.cu_chunks)
+        return self.core(self.encoder(batch.ids, batch.cu_seqlens, ends_of=routing), routing.cu_chunks)
 
     @property
     def head(self) -> Tensor:

@@ -158,7 +158,7 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) ->
     learns = {name: f"{name}." in chosen.trains for name in ("encoder", "router", "core", "token_head", "dechunk")}
     tally = _Tally(sizes, rows)
     if stage != "1.3" or sizes.router == "integrated":
-        tally.encoder(learns["encoder"])
+        tally.encoder(learns["encoder"], by_token=stage in ("1.1", "1.2"))
     if stage in ("1.2", "joint"):
         tally.distillation(learns["core"], learns["token_head"])
         if stage == "joint":
@@ -176,7 +176,7 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) ->
             tally.core(False)
             tally.heads(learns["token_head"], learns["core"])
         if extras.anchor:
-            tally.encoder(False)
+            tally.encoder(False, by_token=True)
             tally.core(False)
             tally.heads(learns["token_head"], learns["core"])
     if extras.consistency:
@@ -247,9 +247,9 @@ class _Tally(_CoreTally):
         backward = getattr(room, f"{name}_backward")(*args, _ANY, **options).flops
         self.add("kernels", forward, backward * learns)
 
-    def swiglu(self, d_in: int, inner: int, d_out: int, learns: bool, inputs: bool) -> None:
-        self.product(self.rows.bytes, d_in, 2 * inner, learns, inputs)
-        self.product(self.rows.bytes, inner, d_out, learns, learns or inputs)
+    def swiglu(self, rows: int, d_in: int, inner: int, d_out: int, learns: bool, inputs: bool) -> None:
+        self.product(rows, d_in, 2 * inner, learns, inputs)
+        self.product(rows, inner, d_out, learns, learns or inputs)
 
     def stack(self, layers: int, learns: bool, *, table: bool) -> None:
         """Mamba2 blocks; with ``table`` the first one's norm and in_proj run over the 256 byte values."""
@@ -282,15 +282,17 @@ class _Tally(_CoreTally):
             self.attention(total, width, self.sizes.attention_window, learns)
             self.product(total, width, width, learns, learns)
             self.kernel(norm_room, "add_rms_norm", total, width, learns=learns)
-            self.swiglu(width, self.sizes.attention_inner, width, learns, learns)
+            self.swiglu(total, width, self.sizes.attention_inner, width, learns, learns)
         self.kernel(norm_room, "add_rms_norm" if layers else "rms_norm", total, width, learns=learns)
 
-    def encoder(self, learns: bool) -> None:
+    def encoder(self, learns: bool, *, by_token: bool = False) -> None:
+        """The blocks, and the SwiGLU over every byte or over the tokens' ends alone."""
         if self.sizes.encoder == "attention":
             self.attention_stack(self.sizes.encoder_layers, learns)
         else:
             self.stack(self.sizes.encoder_layers, learns, table=True)
-        self.swiglu(self.sizes.width, self.sizes.bridge_inner, self.core_sizes.width, learns, learns)
+        rows = self.rows.chunks if by_token else self.rows.bytes
+        self.swiglu(rows, self.sizes.width, self.sizes.bridge_inner, self.core_sizes.width, learns, learns)
 
     def router(self, learns: bool, inputs: bool) -> None:
         width = self.core_sizes.width
@@ -298,7 +300,7 @@ class _Tally(_CoreTally):
             width, inputs = self.sizes.width, learns  # it reads its own encoder
             self.stack(self.sizes.router_layers, learns, table=True)
         for _ in ("q", "k"):
-            self.swiglu(width, self.sizes.router_inner, width, learns, inputs)
+            self.swiglu(self.rows.bytes, width, self.sizes.router_inner, width, learns, inputs)
         self.kernel(route_room, "route", self.rows.bytes, width, self.rows.chunks, self.rows.sequences, learns=learns)
 
     def dechunk(self, learns: bool, inputs: bool) -> None:
@@ -310,7 +312,7 @@ class _Tally(_CoreTally):
 
     def decoder(self) -> None:
         sizes, total = self.sizes, self.rows.bytes
-        self.swiglu(self.core_sizes.width, sizes.bridge_inner, sizes.width, True, True)
+        self.swiglu(total, self.core_sizes.width, sizes.bridge_inner, sizes.width, True, True)
         self.kernel(table_room, "byte_table", total, sizes.width, learns=True)
         self.stack(sizes.decoder_layers, True, table=False)
         self.product(total, sizes.width, JOINT + 256 * sizes.draft_head)

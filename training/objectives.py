@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 import bytekernels
-from bytekernels import AlignedBatch
+from bytekernels import AlignedBatch, Routing
 from bytekernels.ragged import IGNORE
 from models.byte_lm import ByteLMOutput
 from models.core import run_packed
@@ -84,22 +84,25 @@ def next_token(context: Context, batch: AlignedBatch) -> Loss:
 
 def alignment(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.1: mean squared error between the state at a token's end and the teacher's embedding of the token."""
-    h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens))
+    ends = _token_ends(context, batch, bytekernels.routing_of(batch.token_end, batch.cu_seqlens))
     wanted = context.teacher(batch, hidden=False)
     return _loss(_count(batch.token_ids), mse=F.mse_loss(ends.float(), wanted.float()))
 
 
+def _token_ends(context: Context, batch: AlignedBatch, routing: Routing) -> Tensor:
+    return context.model.encoder(batch.ids, batch.cu_seqlens, ends_of=routing)
+
+
 def distillation(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 1.2: KL to the teacher's next-token distribution at each token end, and the alignment kept beside it."""
-    h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    return _loss(_count(batch.token_ids), **_distillation_means(context, batch, h))
-
-
-def _distillation_means(context: Context, batch: AlignedBatch, h: Tensor) -> dict[str, Tensor]:
-    recipe = context.recipe
     routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
-    ends = bytekernels.gather_chunks(h, routing)
+    return _loss(
+        _count(batch.token_ids), **_distillation_means(context, batch, _token_ends(context, batch, routing), routing)
+    )
+
+
+def _distillation_means(context: Context, batch: AlignedBatch, ends: Tensor, routing: Routing) -> dict[str, Tensor]:
+    recipe = context.recipe
     hidden = context.model.core(ends, routing.cu_chunks)
     means = {"kl": _token_kl(context, context.teacher, batch, hidden, recipe.direction)}
     if recipe.alignment_weight:
@@ -161,7 +164,8 @@ def joint(context: Context, batch: AlignedBatch) -> Loss:
     """Stages 1.1 to 1.3 at once: distillation with the alignment beside it, and the boundary loss."""
     model = context.model
     h = model.encoder(batch.ids, batch.cu_seqlens)
-    means = _distillation_means(context, batch, h)
+    by_token = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
+    means = _distillation_means(context, batch, bytekernels.gather_chunks(h, by_token), by_token)
     prob = model.router(h, batch.ids, batch.cu_seqlens).prob
     means["boundary"] = context.recipe.boundary_weight * _boundary_loss(context, batch, prob)
     return _loss(_count(batch.token_ids), **means, **_consistency_means(context, batch, prob))
@@ -262,8 +266,7 @@ def measure(kind: Measure, learner: Learner, batches: Sequence[AlignedBatch], ra
 
 
 def _alignment_sums(context: Context, batch: AlignedBatch) -> Tensor:
-    h = context.model.encoder(batch.ids, batch.cu_seqlens)
-    ends = bytekernels.gather_chunks(h, bytekernels.routing_of(batch.token_end, batch.cu_seqlens)).double()
+    ends = _token_ends(context, batch, bytekernels.routing_of(batch.token_end, batch.cu_seqlens)).double()
     wanted = context.teacher(batch, hidden=False).double()
     squared = (ends - wanted).square().mean(-1).sum()
     cosine = F.cosine_similarity(ends, wanted, dim=-1).sum()
