@@ -45,6 +45,7 @@ class TokenBytes:
         flat: uint8, the bytes of all tokens one after another.
         starts: int64 [V], where each token begins in `flat`.
         sizes: int32 [V], bytes of each token; 0 for ids that the tokenizer does not have.
+        special: bool [V], tokens that no text is cut into.
         bos_id, eos_id: the tokenizer's, each standing in for the other where only one is there.
         fingerprint: a hash of the whole tokenizer.
 
@@ -70,9 +71,9 @@ class TokenBytes:
 
         pieces = self._pieces(json.loads(serialized))
         # Unigram models match a special token's text even so: such a text is refused.
-        self._special = np.zeros(len(pieces), dtype=bool)
+        self.special = np.zeros(len(pieces), dtype=bool)
         for i, token in self._tokenizer.get_added_tokens_decoder().items():
-            self._special[i] = token.special and i != tokenizer.unk_token_id
+            self.special[i] = token.special and i != tokenizer.unk_token_id
 
         self.sizes = np.array([len(piece) for piece in pieces], dtype=np.int32)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])[:-1]
@@ -117,7 +118,7 @@ class TokenBytes:
         retried = self._tokenizer.encode_batch([texts[i] for i in failed], add_special_tokens=False)
         for i, encoding in zip(failed, retried, strict=True):
             aligned[i] = self._by_offsets(texts[i], encoding)
-        return [None if found is None or self._special[found.ids].any() else found for found in aligned]
+        return [None if found is None or self.special[found.ids].any() else found for found in aligned]
 
     def _by_bytes(self, text: str, encoding: Encoding) -> Aligned | None:
         ids = np.array(encoding.ids, dtype=np.int32)

@@ -24,7 +24,7 @@ clean.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -109,16 +109,18 @@ class Noise:
 
     def _sequence(self, ids: np.ndarray, token_end: np.ndarray) -> "Noised | None":
         """A sequence noised, or None where it is to stay clean."""
-        draw = self._generator(ids)
+        draw = content_generator(self.seed, ids)
         if not draw.random() < self.share:
             return None
         kind = self.kinds[int(draw.integers(len(self.kinds)))]
         return noise_sequence(ids, token_end, kind, self.rate, draw)
 
-    def _generator(self, ids: np.ndarray) -> np.random.Generator:
-        content = hashlib.sha256(self.seed.to_bytes(8, "little", signed=True))
-        content.update(ids.tobytes())
-        return np.random.Generator(np.random.Philox(int.from_bytes(content.digest()[:16], "little")))
+
+def content_generator(seed: int, ids: np.ndarray) -> np.random.Generator:
+    """Draws that depend on a seed and a sequence's bytes (uint8) alone."""
+    content = hashlib.sha256(seed.to_bytes(8, "little", signed=True))
+    content.update(ids.tobytes())
+    return np.random.Generator(np.random.Philox(int.from_bytes(content.digest()[:16], "little")))
 
 
 class Noised(NamedTuple):
@@ -258,33 +260,3 @@ class _Parts(list[np.ndarray]):
     def offsets(self) -> Tensor:
         """int32 [S+1], where each begins."""
         return torch.tensor([0, *map(len, self)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-
-
-class NoisedBatches:
-    """A source of batches that noises those of another. Its state is the other's: there is nothing more to resume."""
-
-    def __init__(self, batches: Any, noise: Noise) -> None:
-        self.batches, self.noise = batches, noise
-
-    def __iter__(self) -> "NoisedBatches":
-        return self
-
-    def __next__(self) -> NoisedBatch:
-        return self.build_next()
-
-    def build_next(self, *, pin: bool = False, threads: int | None = None) -> NoisedBatch:
-        """The next batch, in page-locked memory where ``pin``; the clean one is built by ``threads`` threads."""
-        noised = self.noise.apply(self.batches.build_next(pin=False, threads=threads))
-        return noised if not pin else NoisedBatch(*(None if t is None else t.pin_memory() for t in noised))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.batches.state_dict()
-
-    def merge_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return self.batches.merge_states(states)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches.load_state_dict(state)
-
-    def close(self) -> None:
-        self.batches.close()

@@ -223,6 +223,11 @@ class Recipe:
             if name not in KNOWN_STAGES:
                 raise UserError(f"{where}: unknown stage {name!r}; the stages are {', '.join(STAGES)} and {JOINT}")
             check_stage(f"{where}: stage {name}", name, stage)
+            if stage.vocabulary_share and self.data.stream:
+                raise UserError(
+                    f"{where}: stage {name}: vocabulary_share counts tokens in a text that is prepared: set "
+                    "data.stream=false, or leave it out"
+                )
         self._check_curriculum(where)
         if self.control:
             check_stage(f"{where}: control", "control", self.control, needs_length=False)

@@ -20,6 +20,8 @@ from models.core import use_packed
 from models.likelihood import path_log_probs
 from models.local_stack import BLOCKS
 from training import loop
+from training.alignment import TokenBytes
+from training.changed import Change, ChangedBatches
 from training.checkpoint import read_summary, write_folder
 from training.context import Anchor, Context, Learner, Teacher
 from training.data import Batches, held_out_batches
@@ -27,7 +29,7 @@ from training.errors import UserError
 from training.flops import CoreSizes, Extras, Rows, Sizes, next_token_flops, stage_flops
 from training.meter import Meter, Peak, peak_flops
 from training.metrics import Metrics
-from training.noise import Noise, NoisedBatches
+from training.noise import Noise
 from training.objectives import measure
 from training.parallel import Ranks, blocks_of, full_state, shard_
 from training.plan import check_teacher
@@ -42,6 +44,7 @@ from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.stream import StreamBatches
 from training.student import check_model_folder, load_student
 from training.teacher import load_teacher, small_teacher
+from training.vocabulary import VocabularyDraw
 
 
 class Run:
@@ -294,15 +297,28 @@ class Run:
                 block.compile(dynamic=True)
         return self._place(Learner(context), self._narrow)
 
-    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches | NoisedBatches, int]:
+    def batches(self, stage: Stage, recipe: StageRecipe) -> tuple[Batches | StreamBatches | ChangedBatches, int]:
         """Batches of one rank, and how many of them make an optimizer step."""
         batch_bytes, accumulation = batch_sizes(self.recipe.data, recipe, self.ranks.size)
         seed = int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31
         batches = self.sources.batches(self.corpus, self.tokenizer, batch_bytes=batch_bytes, seed=seed)
-        if not recipe.noise_share:
-            return batches, accumulation
-        noise = Noise(recipe.noise_share, recipe.noise_kinds, recipe.noise_rate, seed)
-        return NoisedBatches(batches, noise), accumulation
+        change = self._change(recipe, seed)
+        return batches if change is None else ChangedBatches(batches, change), accumulation
+
+    def _change(self, recipe: StageRecipe, seed: int) -> Change | None:
+        """What a stage does to its batches."""
+        if recipe.noise_share:
+            return Noise(recipe.noise_share, recipe.noise_kinds, recipe.noise_rate, seed)
+        if not recipe.vocabulary_share:
+            return None
+        return VocabularyDraw.by_frequency(
+            TokenBytes(self.tokenizer),
+            self.corpus.train.token_ids,
+            power=recipe.vocabulary_power,
+            share=recipe.vocabulary_share,
+            rate=recipe.vocabulary_rate,
+            seed=seed,
+        )
 
     def _measure(self, stage: Stage, learner: Learner) -> dict[str, float]:
         metrics: dict[str, float] = {}

@@ -37,6 +37,10 @@ class StageRecipe:
         noise_rate: share of the characters that ``drop``, ``repeat`` and ``spaces`` act on.
         consistency_weight: of a KL between the router's probabilities on the noised bytes and on the clean ones, in
             stages with a boundary loss.
+        vocabulary_share: share of stage 1.1's sequences that have tokens replaced by others, drawn from the whole
+            vocabulary (:mod:`training.vocabulary`).
+        vocabulary_rate: share of the tokens in such a sequence that are replaced.
+        vocabulary_power: a token is drawn in proportion to ``(its count in the text + 1)`` to this power.
     """
 
     lr: float
@@ -58,6 +62,9 @@ class StageRecipe:
     noise_kinds: tuple[str, ...] = NOISE_KINDS
     noise_rate: float = 0.1
     consistency_weight: float = 0.0
+    vocabulary_share: float = 0.0
+    vocabulary_rate: float = 0.5
+    vocabulary_power: float = 0.5
 
 
 def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool = True) -> None:
@@ -70,8 +77,8 @@ def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool
         raise UserError(f"{where}: give bytes or seconds, one of them")
     check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight", "draft_weight")
     check_positive(where, stage, "noise_rate")
-    check_not_negative(where, stage, "anchor_weight", "consistency_weight")
-    check_share(where, stage, "warmup", "floor", "noise_share", "noise_rate")
+    check_not_negative(where, stage, "anchor_weight", "consistency_weight", "vocabulary_power")
+    check_share(where, stage, "warmup", "floor", "noise_share", "noise_rate", "vocabulary_share", "vocabulary_rate")
     check_one_of(where, stage, "decay", ("linear", "cosine"))
     check_one_of(where, stage, "direction", ("reverse", "forward"))
     if not stage.noise_kinds:
@@ -85,3 +92,7 @@ def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool
         raise UserError(f"{where}: consistency_weight is for stages that train the router: leave it out")
     if stage.consistency_weight and not stage.noise_share:
         raise UserError(f"{where}: consistency_weight compares noised bytes with clean ones: give a noise_share too")
+    if stage.vocabulary_share and name != "1.1":
+        raise UserError(f"{where}: vocabulary_share is for stage 1.1 alone, got {stage.vocabulary_share}: leave it out")
+    if stage.vocabulary_share and stage.noise_share:
+        raise UserError(f"{where}: vocabulary_share and noise_share change the same text: leave one of them out")

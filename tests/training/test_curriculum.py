@@ -10,6 +10,7 @@ import torch
 from models import ByteLM
 from tests.training.conftest import TINY_RECIPE
 from training import export, loop, stage
+from training.checkpoint import read_summary
 from training.errors import UserError
 from training.recipe import read_recipe, recipe_from
 from training.student import load_student
@@ -92,6 +93,16 @@ def test_one_stage_goes_on_from_the_one_before_it_in_the_curriculum(home, capsys
     assert "stage 1.3 in" in (error := capsys.readouterr().err) and "other numbers (curriculum" in error
     command(home, "single", "--stage", "1.1", *order("1.1", "1.3"), "--overwrite")  # another curriculum's are given up
     assert [path.name for path in (out / "stages").iterdir()] == ["1.1"]
+
+
+def test_stage_1_1_learns_from_the_vocabulary(home):
+    options = sets('stage."1.1".vocabulary_share=1', 'stage."1.1".vocabulary_rate=1')
+    out = command(home, "vocabulary", "--stage", "1.1", *order("1.1"), *options)
+    plain = command(home, "no-vocabulary", "--stage", "1.1", *order("1.1"))
+    row, other = (read_summary(folder / "stages" / "1.1") for folder in (out, plain))
+    assert row["before"] == other["before"]  # of the same model, on the same text
+    assert row["after"]["mse"] < row["before"]["mse"]
+    assert row["after"] != other["after"]
 
 
 def test_a_curriculum_is_planned(home, capsys):
@@ -192,6 +203,16 @@ def stopping_after(steps):
         (['stage."1.3".consistency_weight=1.0'], "compares noised bytes with clean ones: give a noise_share too"),
         (['stage."2.1".consistency_weight=1.0'], "stage 2.1: consistency_weight is for stages that train the router"),
         (['stage."2.1".anchor_weight=1.0'], "stage 2.1: anchor_weight is for stage 2.2 alone, got 1.0"),
+        (['stage."1.2".vocabulary_share=0.5'], "stage 1.2: vocabulary_share is for stage 1.1 alone, got 0.5"),
+        (['stage."1.1".vocabulary_share=1.5'], "stage 1.1: vocabulary_share is a share in .* got 1.5"),
+        (
+            ['stage."1.1".vocabulary_share=0.5', 'stage."1.1".noise_share=0.5'],
+            "vocabulary_share and noise_share change the same text",
+        ),
+        (
+            ['stage."1.1".vocabulary_share=0.5', "data.stream=true"],
+            "stage 1.1: vocabulary_share counts tokens in a text that is prepared",
+        ),
         (["control.anchor_weight=1.0"], "control: anchor_weight is for stage 2.2 alone"),
     ],
 )

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytekernels import BOS, EOS, AlignedBatch
+from training.changed import ChangedBatches
 from training.data import Batches
-from training.noise import Noise, NoisedBatches, noise_sequence
+from training.noise import Noise, noise_sequence
 from training.stage_recipe import NOISE_KINDS
 
 
@@ -179,7 +180,7 @@ def test_draws_depend_on_the_batch_and_the_seed_alone(corpus, batch):
 
 def test_a_noised_source_resumes_where_its_own_does(corpus):
     def source():
-        return NoisedBatches(Batches(corpus, window=64, batch_bytes=300, seed=1), Noise(0.5, NOISE_KINDS, 0.2, seed=3))
+        return ChangedBatches(Batches(corpus, window=64, batch_bytes=300, seed=1), Noise(0.5, NOISE_KINDS, 0.2, seed=3))
 
     through, first, again = source(), source(), source()
     wanted = [next(through) for _ in range(4)]
