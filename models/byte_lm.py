@@ -18,6 +18,7 @@ from models.hub import HubModel
 from models.layers import ByteEmbedding, SwiGLU
 from models.local_stack import LocalStack
 from models.router import Router
+from models.suffix import Vocabulary
 
 JOINT = 512  # next byte x "does a chunk end on it": entry b for going on, 256 + b for an end
 
@@ -120,12 +121,16 @@ class ByteLM(HubModel):
         """Modules initialise themselves when they are made."""
 
     @classmethod
-    def from_teacher(cls, teacher: PreTrainedModel, config: ByteLMConfig) -> Self:
+    def from_teacher(cls, teacher: PreTrainedModel, config: ByteLMConfig, vocabulary: Vocabulary | None = None) -> Self:
         """A byte-level model whose core and token head are copies of the teacher's.
 
         Args:
             teacher: a causal language model of transformers that accepts ``inputs_embeds``.
             config: sizes of the byte-level parts; its ``core`` is replaced by the teacher's configuration.
+            vocabulary: of the teacher's tokenizer, which suffix features match.
+
+        Raises:
+            ValueError: suffix features without a vocabulary, or with one of another size.
         """
         settings = {**config.to_dict(), "core": core_settings(teacher)}
         model = cls(ByteLMConfig.from_dict(settings))
@@ -133,6 +138,10 @@ class ByteLM(HubModel):
         model.core.backbone.load_state_dict(source)
         if config.token_head:
             model.token_head.weight.data.copy_(teacher.get_output_embeddings().weight)
+        if model.encoder.suffix is not None:
+            if vocabulary is None:
+                raise ValueError(f"suffix_bytes={config.suffix_bytes} needs the vocabulary of the teacher's tokenizer")
+            model.encoder.suffix.fill(vocabulary, cast(Tensor, teacher.get_input_embeddings().weight))
         return model
 
     def forward(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None) -> ByteLMOutput:
@@ -185,8 +194,8 @@ class ByteLM(HubModel):
     def empty_state(self, sequences: int) -> DecodingState:
         """The decoding state of S sequences that have not begun."""
         return DecodingState(
-            self.encoder.stack.empty_state(sequences),
-            [] if self.router.encoder is None else self.router.encoder.stack.empty_state(sequences),
+            self.encoder.empty_state(sequences),
+            [] if self.router.encoder is None else self.router.encoder.empty_state(sequences),
             self.decoder.stack.empty_state(sequences),
             self.core.empty_cache(sequences),
             self.dechunk.null.detach().repeat(sequences, 1),

@@ -38,6 +38,8 @@ class ByteLMConfig(PreTrainedConfig):
             ``L x (attention_window - 1)`` bytes back; a decoding state keeps as many keys and values a block.
         router: ``integrated`` (reads the encoder's states) or ``split`` (an encoder of its own, of Mamba2 blocks).
         router_layers: blocks of a split router's encoder.
+        suffix_bytes: bytes of the teacher's vocabulary, whose longest string at each byte is a feature of the encoder
+            (:mod:`models.suffix`); 0 for no suffix features.
         bridge_inner: inner width of the SwiGLUs between ``width`` and the core's width.
         router_inner: inner width of the router's two SwiGLUs.
         lookahead: True for a router of chunk ends that sees the next byte, False for H-Net's chunk starts.
@@ -67,6 +69,7 @@ class ByteLMConfig(PreTrainedConfig):
     attention_window: int = 256
     router: str = "integrated"
     router_layers: int = 2
+    suffix_bytes: int = 0
     bridge_inner: int = 8192
     router_inner: int = 8192
     lookahead: bool = True
@@ -183,7 +186,7 @@ def _check_value(name: str, value: Any, kind: Any) -> None:
     if kind is bool:
         fits, wanted = isinstance(value, bool), "True or False"
     elif kind is int:
-        least = 0 if name.endswith("_layers") else 1
+        least = 0 if name.endswith("_layers") or name == "suffix_bytes" else 1
         fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
         wanted = f"an int of at least {least}"
     elif kind is float:

@@ -6,11 +6,11 @@ from typing import Self
 
 from torch import Tensor
 
-from bytekernels import MixerState
+from bytekernels import MixerState, SuffixState
 from models.chunk_cache import ChunkCache
 from models.window_attention import WindowState
 
-BlockState = MixerState | WindowState  # all of whose fields are tensors [S, ...]
+BlockState = MixerState | WindowState | SuffixState  # all of whose fields are tensors [S, ...]
 
 
 @dataclass
@@ -18,7 +18,7 @@ class DecodingState:
     """S slots, one sequence each; every sequence may hold another number of chunks.
 
     Attributes:
-        encoder: a state for each of the encoder's blocks.
+        encoder: a state for each of the encoder's blocks, and one for suffix features where the model has them.
         router: a state for each block of the router's own encoder; none where it reads the encoder's states.
         decoder: a state for each of the decoder's blocks.
         cache: the core's keys and values.

@@ -1,13 +1,16 @@
 """From bytes to states: what the core reads, and what a router of its own reads."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 import bytekernels
-from bytekernels import Routing
+from bytekernels import Routing, SuffixState
 from models.config import ByteLMConfig
 from models.decoding import BlockState
 from models.layers import ByteEmbedding, SwiGLU
 from models.local_stack import LocalStack
+from models.suffix import SuffixFeatures
 
 
 class ByteReader(nn.Module):
@@ -26,13 +29,20 @@ class ByteReader(nn.Module):
         """One more byte of each of S sequences, uint8 [S] to [S, d]; active ones' states are updated in place."""
         return self.stack.step(self.embed(ids), states, active)
 
+    def empty_state(self, sequences: int) -> list[BlockState]:
+        """What is kept of S sequences that have not begun."""
+        return self.stack.empty_state(sequences)
+
 
 class Encoder(ByteReader):
-    """Bytes to states of the core's width: embedding, blocks, SwiGLU."""
+    """Bytes to states of the core's width: embedding, blocks, SwiGLU; and suffix features where the model has them."""
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__(config, config.encoder_layers, config.encoder)
         self.bridge = SwiGLU(config.width, config.bridge_inner, config.core_width)
+        self.suffix = SuffixFeatures(config) if config.suffix_bytes else None
+        if self.suffix is not None:
+            nn.init.zeros_(self.bridge.down.weight)  # the features alone, which are to be corrected
 
     def forward(
         self,
@@ -46,8 +56,17 @@ class Encoder(ByteReader):
         With ``ends_of`` the states of its M chunks' ends alone, [M, d_core]: the SwiGLU runs over no other rows.
         """
         x = super().forward(ids, cu_seqlens, states)
-        return self.bridge(x if ends_of is None else bytekernels.gather_chunks(x, ends_of))
+        h = self.bridge(x if ends_of is None else bytekernels.gather_chunks(x, ends_of))
+        if self.suffix is None:
+            return h
+        return h + self.suffix(ids, cu_seqlens, None if ends_of is None else ends_of.index, states)
 
     def step(self, ids: Tensor, states: list[BlockState], active: Tensor | None = None) -> Tensor:
         """As :meth:`ByteReader.step`, to [S, d_core]."""
-        return self.bridge(super().step(ids, states, active))
+        h = self.bridge(super().step(ids, states[: len(self.stack.blocks)], active))
+        return h if self.suffix is None else h + self.suffix.step(ids, cast(SuffixState, states[-1]), active)
+
+    def empty_state(self, sequences: int) -> list[BlockState]:
+        """A state for each block, and one for suffix features."""
+        states = super().empty_state(sequences)
+        return states if self.suffix is None else [*states, self.suffix.empty_state(sequences)]

@@ -104,6 +104,7 @@ class Sizes:
     attention_inner: int
     router: str
     router_layers: int
+    suffix_bytes: int
     bridge_inner: int
     router_inner: int
     dechunk: str
@@ -293,6 +294,8 @@ class _Tally(_CoreTally):
             self.stack(self.sizes.encoder_layers, learns, table=True)
         rows = self.rows.chunks if by_token else self.rows.bytes
         self.swiglu(rows, self.sizes.width, self.sizes.bridge_inner, self.core_sizes.width, learns, learns)
+        if self.sizes.suffix_bytes:
+            self.product(rows, self.core_sizes.width, self.core_sizes.width, learns, False)
 
     def router(self, learns: bool, inputs: bool) -> None:
         width = self.core_sizes.width

@@ -7,6 +7,7 @@ Memory of one device, with the parameters cut over ``s`` devices (``parallel.sha
   turn in the dtype of the computation, and, for the whole step, what lies in no block (embeddings, bridges, router,
   heads) in fp32 beside its copy in the dtype of the computation. With s = 1 autocast's copies of all parameters. Then
   the teacher, frozen, in the dtype of the computation: 1/s of it, and gathered in the same way where the stage runs it.
+  Suffix features' table, whole.
 - gradients: fp32, of trained parameters alone: 1/s of them, and with s > 1 those of what lies in no block and of the
   largest block before they are summed up.
 - optimizer: fp32, of trained parameters alone, 1/s of them: two moments with AdamW, one of a matrix with Muon.
@@ -47,6 +48,7 @@ from training.teacher import small_config
 
 ROOM = 0.1
 BYTES_PER_TOKEN = 4.5
+BYTES_PER_ENTRY = 7  # of a vocabulary
 PARTS = ("masters", "weights", "gradients", "optimizer", "activations", "logits")
 
 
@@ -141,7 +143,8 @@ def plan_run(recipe: Recipe, names: Sequence[str], machine: Machine) -> Plan:
     """
     with torch.device("meta"):
         teacher = AutoModelForCausalLM.from_config(teacher_config(recipe.teacher))
-        config = ByteLMConfig(core=core_settings(teacher), **dataclasses.asdict(recipe.model))
+        vocabulary_bytes = BYTES_PER_ENTRY * teacher.config.get_text_config().vocab_size
+        config = ByteLMConfig(core=core_settings(teacher), **recipe.model.settings(vocabulary_bytes))
         model = ByteLM(config)
     planner = _Planner(names, model, teacher, Sizes.of(config))
     plan = planner.plan(recipe, machine)
@@ -239,6 +242,7 @@ class _Planner:
             if guided or name == "1.1":
                 root, block = _groups(teacher)
                 weights += narrow * (root + 2 * block * guided)
+        weights += _buffers(model.encoder) * (2 if extras.anchor else 1)
         if extras.anchor:
             weights += self._anchor(group, narrow)
         sizes = {
@@ -293,6 +297,11 @@ def _groups(model: nn.Module, *, trained_only: bool = False) -> tuple[int, int]:
     """Parameters that lie in no block, and those of the largest block."""
     blocks = [_count(block, trained_only) for block in blocks_of(model)]
     return _count(model, trained_only) - sum(blocks), max(blocks, default=0)
+
+
+def _buffers(module: nn.Module) -> int:
+    """Bytes of what is saved with a module and no parameter: each device holds all of it."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
 
 
 def _count(module: nn.Module, trained_only: bool = False) -> int:

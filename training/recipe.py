@@ -107,7 +107,12 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """Sizes of the byte-level parts: see :class:`models.ByteLMConfig`."""
+    """Sizes of the byte-level parts: see :class:`models.ByteLMConfig`.
+
+    Attributes:
+        suffix_features: the encoder has the teacher's embedding of the longest vocabulary string at each byte
+            (:mod:`models.suffix`).
+    """
 
     width: int = 1536
     encoder: str = "mamba2"
@@ -126,6 +131,13 @@ class ModelRecipe:
     lookahead: bool = True
     dechunk: str = "hold"
     draft_head: bool = False
+    suffix_features: bool = False
+
+    def settings(self, vocabulary_bytes: int) -> dict[str, Any]:
+        """Settings of a :class:`models.ByteLMConfig`, for a teacher whose vocabulary has so many bytes."""
+        settings = dataclasses.asdict(self)
+        settings["suffix_bytes"] = vocabulary_bytes if settings.pop("suffix_features") else 0
+        return settings
 
 
 @dataclass(frozen=True)
@@ -259,7 +271,7 @@ class Recipe:
                 f"got {self.data.window}"
             )
         try:
-            ByteLMConfig(**dataclasses.asdict(self.model))
+            ByteLMConfig(**self.model.settings(vocabulary_bytes=1))
         except ValueError as error:
             raise UserError(f"{where}: model: {error}") from None
 

@@ -19,6 +19,7 @@ from models.byte_lm import core_settings
 from models.core import use_packed
 from models.likelihood import path_log_probs
 from models.local_stack import BLOCKS
+from models.suffix import Vocabulary
 from training import loop
 from training.alignment import TokenBytes
 from training.changed import Change, ChangedBatches
@@ -179,11 +180,17 @@ class Run:
         before = self.recipe.before(name)
         torch.manual_seed(self.recipe.seed)  # of a fresh student, or of parts that are made anew
         if start is None and before is None:
-            return ByteLM.from_teacher(self.teacher.model, self._student_config())
+            return ByteLM.from_teacher(self.teacher.model, self._student_config(), self.vocabulary)
         return load_student(start or self.stage_folder(str(before)), self._student_config())
 
     def _student_config(self) -> ByteLMConfig:
-        return ByteLMConfig(core=core_settings(self.teacher.model), **dataclasses.asdict(self.recipe.model))
+        settings = self.recipe.model.settings(self.vocabulary.num_bytes)
+        return ByteLMConfig(core=core_settings(self.teacher.model), **settings)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The teacher's, in bytes."""
+        return TokenBytes(self.tokenizer).vocabulary()
 
     def run_stage(self, name: str, model: ByteLM, start: Path | None = None) -> dict[str, Any]:
         """Train one stage and keep its model; returns its row of the report.

@@ -1,6 +1,5 @@
 """Byte-level models from folders that stages have written."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any
     """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
     unused = {"attention_window"} if wanted.encoder != "attention" else set()
     unused |= {"router_layers"} if wanted.router != "split" else set()
-    for field in dataclasses.fields(ModelRecipe):
-        if field.name not in {*_CHANGEABLE, *unused}:
-            yield field.name, getattr(found, field.name), getattr(wanted, field.name)
+    for name in ModelRecipe().settings(vocabulary_bytes=0):
+        if name not in {*_CHANGEABLE, *unused}:
+            yield name, getattr(found, name), getattr(wanted, name)
     for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)
 

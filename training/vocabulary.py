@@ -76,7 +76,7 @@ class VocabularyDraw:
 
     @cached_property
     def _trie(self) -> SuffixTrie:
-        return SuffixTrie([b"" if self.tokens.special[i] else self.tokens[i] for i in range(len(self.tokens))])
+        return SuffixTrie(self.tokens.vocabulary().strings)
 
     def apply(self, batch: AlignedBatch) -> AlignedBatch:
         """Replace tokens of a batch on the CPU. Sequences never grow, and those that are left alone keep every end."""

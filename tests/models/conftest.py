@@ -8,6 +8,7 @@ from bytekernels import BOS
 from bytekernels.testing import ragged
 from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
+from models.suffix import Vocabulary
 
 PROMPTS = [b"", b"hello world", "naïve 漢".encode(), b"\x80\xc3 not UTF-8", b"x"]
 FAMILIES = ("llama", "qwen2", "qwen3", "olmo2", "olmo3")
@@ -46,6 +47,11 @@ def small_model(seed: int = 0, **settings) -> ByteLM:
         for part in (model.encoder, model.decoder, model.router.encoder):
             if part is not None:
                 part.embed.weight.normal_(std=1.0)
+        if model.encoder.suffix is not None:
+            vocabulary = Vocabulary(STRINGS, bos_id=48, eos_id=49)
+            model.encoder.suffix.fill(vocabulary, torch.randn_like(model.encoder.suffix.table))
+            model.encoder.suffix.map.weight.normal_(std=0.3)
+            model.encoder.bridge.down.weight.normal_(std=0.3)
     return model
 
 
@@ -58,9 +64,23 @@ def packed_bytes(lengths, seed: int = 0):
     return ids, cu_seqlens
 
 
+STRINGS = [
+    b"h",
+    b"el",
+    b"hell",
+    b"o",
+    b" wor",
+    b"world",
+    b"\x80",
+    "漢".encode(),
+    *(bytes([i]) for i in range(100, 140)),
+]
+SUFFIX = dict(suffix_bytes=sum(map(len, STRINGS)))
 ABLATED = dict(encoder="attention", attention_window=5, router="split", router_layers=1)
 
 
-@pytest.fixture(params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED], ids=["hold", "causal", "ablated"])
+@pytest.fixture(
+    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX], ids=["hold", "causal", "ablated", "suffix"]
+)
 def model(request) -> ByteLM:
     return small_model(**request.param)

@@ -10,16 +10,17 @@ from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 from models.core import use_packed
 from training.activations import activations
+from training.alignment import TokenBytes
 from training.context import Anchor, Context, Teacher
 from training.data import Batches
 from training.flops import Extras, Rows
 from training.noise import Noise
 from training.parallel import blocks_of
-from training.recipe import ModelRecipe, StageRecipe, read_recipe
+from training.recipe import StageRecipe, read_recipe
 from training.stages import STAGES
 from training.teacher import small_llama
 
-ABLATED = ["model.encoder=attention", "model.attention_window=512", "model.router=split"]
+ABLATED = ["model.encoder=attention", "model.attention_window=512", "model.router=split", "model.suffix_features=true"]
 
 
 @pytest.fixture(scope="module", params=[[], ABLATED], ids=["", "ablated"])
@@ -31,8 +32,9 @@ def quickstart(request, tokenizer):
     torch.manual_seed(0)
     recipe = read_recipe("quickstart", request.param)
     teacher = use_packed(small_llama(tokenizer, **recipe.teacher.sizes)).requires_grad_(False)
-    settings = {name: getattr(recipe.model, name) for name in ModelRecipe.__dataclass_fields__}
-    model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings))
+    vocabulary = TokenBytes(tokenizer).vocabulary()
+    settings = recipe.model.settings(vocabulary.num_bytes)
+    model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings), vocabulary)
     with torch.device("meta"):
         planned = ByteLM(ByteLMConfig(core=core_settings(teacher), **settings))
     return model, planned, teacher

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from bytekernels.linear_kl import chunked
 from models import ByteLM, ByteLMConfig
+from models.suffix import Vocabulary
 from training import objectives
 from training.context import Anchor, Context, Teacher
 from training.data import Batches
@@ -34,7 +35,8 @@ def student(teacher, **settings):
     sizes = dict(
         width=16, encoder_layers=2, decoder_layers=3, state_size=8, head_dim=16, bridge_inner=48, router_inner=24
     )
-    return ByteLM.from_teacher(teacher, ByteLMConfig(**sizes, **settings))
+    vocabulary = Vocabulary([b"a" * settings.get("suffix_bytes", 0)], bos_id=0, eos_id=0)
+    return ByteLM.from_teacher(teacher, ByteLMConfig(**sizes, **settings), vocabulary)
 
 
 def causal(count: int, query) -> float:
@@ -107,8 +109,15 @@ def mean_of(lengths: list[int]) -> list[float]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"dechunk": "causal"}, {"draft_head": True}, {"encoder": "attention"}, {"router": "split"}],
-    ids=["hold", "causal", "draft head", "attention", "split router"],
+    [
+        {},
+        {"dechunk": "causal"},
+        {"draft_head": True},
+        {"encoder": "attention"},
+        {"router": "split"},
+        {"suffix_bytes": 9},
+    ],
+    ids=["hold", "causal", "draft head", "attention", "split router", "suffix features"],
 )
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_stage_counts_what_torch_counts(teacher, batch, name, settings):
