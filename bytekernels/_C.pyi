@@ -95,6 +95,18 @@ def gather_chunks(total: int, row_bytes: int, index: Array, h: Rows, out: Array,
 def gather_chunks_backward(
     row_bytes: int, index: Array, chunk_of: Array, de: Array, dh: Array, threads: int
 ) -> None: ...
+def longest_suffix(
+    ids: Array, cu_seqlens: Array, rows: Array | None, trie: tuple[Array, ...], found: Array, threads: int
+) -> None: ...
+def longest_suffix_step(
+    ids: Array,
+    active: Array | None,
+    recent: Array,
+    counts: Array,
+    trie: tuple[Array, ...],
+    found: Array,
+    threads: int,
+) -> None: ...
 def mamba2_mixer_step(
     bf16: bool,
     sizes: tuple[int, int, int, int, int, int],
@@ -241,5 +253,26 @@ class cuda:
     ) -> None: ...
     @staticmethod
     def row_index(cu_seqlens: Array, sequence: Array, position: Array, device: int, stream: int) -> None: ...
+    @staticmethod
+    def longest_suffix(
+        ids: Array,
+        cu_seqlens: Array,
+        rows: Array | None,
+        trie: tuple[Array, ...],
+        found: Array,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def longest_suffix_step(
+        ids: Array,
+        active: Array | None,
+        recent: Array,
+        counts: Array,
+        trie: tuple[Array, ...],
+        found: Array,
+        device: int,
+        stream: int,
+    ) -> None: ...
     @staticmethod
     def visit(items: int, most_blocks: int, visits: Array) -> None: ...

@@ -16,7 +16,7 @@ if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does 
     from bytekernels.route import Routing, chunk_layout, gather_chunks, route, routing_of
     from bytekernels.sample import sample, uniform
     from bytekernels.ssd import mamba2_step, ssd_scan
-    from bytekernels.suffix import SuffixTrie, longest_suffix
+    from bytekernels.suffix import SuffixState, SuffixTrie, longest_suffix, longest_suffix_step
 
 __all__ = [
     "BOS",
@@ -27,6 +27,7 @@ __all__ = [
     "MixerStates",
     "Routing",
     "SortedVocabulary",
+    "SuffixState",
     "SuffixTrie",
     "align_pack",
     "byte_conv1d",
@@ -40,6 +41,7 @@ __all__ = [
     "gather_chunks",
     "linear_kl",
     "longest_suffix",
+    "longest_suffix_step",
     "mamba2_mixer",
     "mamba2_mixer_step",
     "mamba2_step",

@@ -59,6 +59,35 @@ def check_cu_seqlens(cu_seqlens: Tensor, total: int, name: str = "cu_seqlens", *
         )
 
 
+def check_indices(indices: Tensor, name: str, shape: str, least: int, end: int, what: str) -> None:
+    """Refuse indices that are not int32, one-dimensional and in [least, end).
+
+    Args:
+        indices: int32 [...]. On a CUDA device their values are read where that is asked for (:func:`validates`).
+        name: the argument's name in messages.
+        shape: the letter of its length.
+        least: the smallest index allowed.
+        end: how many there are of what is indexed.
+        what: that, in messages.
+
+    Raises:
+        TypeError: not int32.
+        ValueError: not one-dimensional, or (where they are read) an index out of range.
+    """
+    if indices.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {indices.dtype}: use {name}.to(torch.int32)")
+    if indices.dim() != 1:
+        raise ValueError(f"{name} must have shape [{shape}], got {list(indices.shape)}")
+    if not validates(indices):
+        return
+    wrong = (indices < least) | (indices >= end)
+    if bool(wrong.any()):
+        index = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name} must be in [{least}, {end}), as there are {end} {what}, got {int(indices[index])} at index {index}"
+        )
+
+
 def lengths_of(cu_seqlens: Tensor) -> Tensor:
     """Length of each sequence: int32 [S]."""
     return cu_seqlens[1:] - cu_seqlens[:-1]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -74,11 +75,17 @@ class ByteTrie:
         """V, the number of entries, empty ones included."""
         return self.nodes.shape[0]
 
-    def to(self, device: torch.device | str) -> "ByteTrie":
+    @property
+    def depth(self) -> int:
+        """The length of the longest string."""
+        return len(self.levels) - 2
+
+    def to(self, device: torch.device | str) -> Self:
         """The same tree on another device."""
         moved = copy.copy(self)
-        moved.edges, moved.children = self.edges.to(device), self.children.to(device)
-        moved.ids, moved.nodes = self.ids.to(device), self.nodes.to(device)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
         return moved
 
     def child(self, node: Tensor, byte: Tensor) -> Tensor:

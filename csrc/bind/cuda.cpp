@@ -8,10 +8,13 @@
 #include <optional>
 
 #include "bind/bos.h"
+#include "bind/suffix.h"
 #include "bindings.h"
 #include "cuda/launch.h"
 #include "cuda/pack.h"
 #include "cuda/row_index.h"
+#include "cuda/suffix.h"
+#include "cuda/suffix_step.h"
 #include "cuda/targets.h"
 #include "cuda/token_ends.h"
 #include "cuda/unpack.h"
@@ -128,6 +131,28 @@ void row_index(const Array& cu_seqlens, const Array& sequence, const Array& posi
   run(body, where);
 }
 
+void longest_suffix(const Array& ids, const Array& cu_seqlens, const std::optional<Array>& rows,
+                    const SuffixArrays& trie, const Array& found, int device, uintptr_t stream) {
+  const Where where{device, stream};
+  const int64_t total = elements(ids, 1, "ids");
+  const Offsets cuts = offsets_at(cu_seqlens, total, where);
+  const int64_t count = rows ? elements(*rows, sizeof(int32_t), "rows") : total;
+  const auto* bytes = pointer<const uint8_t>(ids, total, "ids");
+  const auto* asked = optional_pointer<const int32_t>(rows, count, "rows");
+  auto* out = pointer<int32_t>(found, count, "found");
+  run(SuffixKernel{suffixes_of(trie), bytes, total, cuts.cu, cuts.sequences, asked, count, out}, where);
+}
+
+void longest_suffix_step(const Array& ids, const std::optional<Array>& active, const Array& recent, const Array& counts,
+                         const SuffixArrays& trie, const Array& found, int device, uintptr_t stream) {
+  const Where where{device, stream};
+  const SuffixRing ring = ring_of(recent, counts);
+  const auto* bytes = pointer<const uint8_t>(ids, ring.sequences, "ids");
+  const auto* flags = optional_pointer<const uint8_t>(active, ring.sequences, "active");
+  auto* out = pointer<int32_t>(found, ring.sequences, "found");
+  run(SuffixStepKernel{suffixes_of(trie), bytes, flags, ring, out}, where);
+}
+
 // Adds to visits[i] for every visit of item i, by all threads of a grid of at most `most_blocks` blocks.
 void visit(int64_t items, int64_t most_blocks, const Array& visits) {
   if (items < 0 || most_blocks < 1) {
@@ -157,6 +182,10 @@ BYTEKERNELS_BIND(m) {
   cuda.def("token_end_mask", &token_end_mask, "sums"_a, "token_cu"_a, "cu_seqlens"_a, "bos"_a, "mask"_a, "device"_a,
            "stream"_a);
   cuda.def("row_index", &row_index, "cu_seqlens"_a, "sequence"_a, "position"_a, "device"_a, "stream"_a);
+  cuda.def("longest_suffix", &longest_suffix, "ids"_a, "cu_seqlens"_a, "rows"_a, "trie"_a, "found"_a, "device"_a,
+           "stream"_a);
+  cuda.def("longest_suffix_step", &longest_suffix_step, "ids"_a, "active"_a, "recent"_a, "counts"_a, "trie"_a,
+           "found"_a, "device"_a, "stream"_a);
   cuda.def("visit", &visit, "items"_a, "most_blocks"_a, "visits"_a,
            "Counts, on the host, how often the threads of a grid of at most most_blocks blocks serve each item.");
 }

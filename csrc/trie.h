@@ -1,0 +1,41 @@
+// A vocabulary as a tree of bytes in flat arrays (bytekernels/trie.py), walked on the CPU and on the device alike.
+#pragma once
+
+#include <cstdint>
+
+#include "ragged.h"
+
+namespace bytekernels {
+
+// Whatever the arrays hold, a walk reads within them and ends: a child's number is above its parent's.
+struct Trie {
+  const int32_t* edges;     // [nodes], 256 * parent + byte, ascending
+  const int32_t* children;  // [nodes + 1], the children of node n are children[n] to children[n + 1]
+  int64_t nodes;            // at least 1, the root
+
+  RAGGED_INLINE Range children_of(int64_t node) const {
+    const int64_t begin = children[node];
+    const int64_t end = children[node + 1];
+    return {begin > node ? begin : node + 1, end < nodes ? end : nodes};
+  }
+
+  // The node below `node`, which is one, by a byte; -1 where there is none.
+  RAGGED_INLINE int64_t child(int64_t node, uint8_t byte) const {
+    const Range range = children_of(node);
+    if (range.size() == 256) return range.begin + byte;
+    const int64_t wanted = 256 * node + byte;
+    int64_t low = range.begin;
+    int64_t high = range.end;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (edges[middle] < wanted) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low < range.end && edges[low] == wanted ? low : -1;
+  }
+};
+
+}  // namespace bytekernels
