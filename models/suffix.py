@@ -98,15 +98,15 @@ class SuffixFeatures(nn.Module):
     def suffixes(self) -> SuffixTrie:
         """The vocabulary read backwards, on the model's device."""
         if self._suffixes is None or self._suffixes.edges.device != self.text.device:
-            self._suffixes = SuffixTrie(self.strings()).to(self.text.device)  # type: ignore[assignment]
-        return self._suffixes  # type: ignore[return-value]
+            self._suffixes = SuffixTrie(self.strings()).to(self.text.device)
+        return self._suffixes
 
     @property
     def prefixes(self) -> SortedVocabulary:
         """The vocabulary by prefixes, on the model's device."""
         if self._prefixes is None or self._prefixes.edges.device != self.text.device:
-            self._prefixes = SortedVocabulary(self.strings()).to(self.text.device)  # type: ignore[assignment]
-        return self._prefixes  # type: ignore[return-value]
+            self._prefixes = SortedVocabulary(self.strings()).to(self.text.device)
+        return self._prefixes
 
     def forward(
         self, ids: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None, states: list[Any] | None = None

@@ -105,6 +105,23 @@ def test_stage_1_1_learns_from_the_vocabulary(home):
     assert row["after"] != other["after"]
 
 
+def test_suffix_features_go_through_all_stages(home):
+    names = ("1.1", "1.2", "1.3", "2.1", "2.2")
+    options = (*order(*names), *sets("model.suffix_features=true"))
+    out = command(home, "suffix", "--stage", "all", *options)
+    first, *_ = rows = report_of(out)["stages"]
+    assert first["before"]["cosine"] > 0.5  # of an untrained encoder: most strings are the tokens
+    assert first["before"]["cosine"] > read_summary(command(
+        home, "no-suffix", "--stage", "1.1", *order(*names)) / "stages" / "1.1")["after"]["cosine"]  # fmt: skip
+    assert [row["stage"] for row in rows] == list(names) and 0 < report_of(out)["student_bpb"] < 10
+    kept = [weights(out / "stages" / name) for name in names]
+    for name in ("text", "sizes", "ends", "table"):
+        assert all(torch.equal(one[f"encoder.suffix.{name}"], kept[0][f"encoder.suffix.{name}"]) for one in kept)
+    maps = [one["encoder.suffix.map.weight"] for one in kept]
+    assert not torch.equal(maps[0], torch.eye(len(maps[0]))) and not torch.equal(maps[0], maps[1])
+    assert torch.equal(maps[1], maps[2]) and torch.equal(maps[2], maps[3]) and not torch.equal(maps[3], maps[4])
+
+
 def test_a_curriculum_is_planned(home, capsys):
     command(home, "none", "--stage", "all", *order("joint", "2.1"), *sets("stage.joint.noise_share=1"), "--plan")
     stages = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]

@@ -30,7 +30,7 @@ def recipe(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def student(recipe, tokenizer):
     teacher = small_llama(tokenizer, **recipe.teacher.sizes)
-    return ByteLM.from_teacher(teacher, ByteLMConfig(**dataclasses.asdict(recipe.model)))
+    return ByteLM.from_teacher(teacher, ByteLMConfig(**recipe.model.settings(0)))
 
 
 def changed(recipe, **parallel):
@@ -51,6 +51,16 @@ def test_an_anchor_takes_the_memory_of_its_copy(recipe, student):
     copied = sum(p.numel() for part in (student.encoder, student.core, student.token_head) for p in part.parameters())
     assert held.memory["weights"] - plain.memory["weights"] == 4 * copied
     assert held.flops > plain.flops and held.memory["masters"] == plain.memory["masters"]
+
+
+def test_suffix_features_take_the_memory_of_their_table(recipe):
+    model = dataclasses.replace(recipe.model, suffix_features=True)
+    other = dataclasses.replace(recipe, model=model)
+    (plain,), (held,) = (plan_run(one, ["1.1"], Machine()).stages for one in (recipe, other))
+    width = recipe.teacher.hidden_size
+    table = 4 * recipe.teacher.vocab_size * width
+    assert table < held.memory["weights"] - plain.memory["weights"] < 1.1 * table
+    assert held.parameters - plain.parameters == held.trained - plain.trained == width**2
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
