@@ -324,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
     parser.add_argument("--jobs", type=counting_number, default=1, help="rows at once (default: 1)")
+    parser.add_argument("--threads", type=counting_number, help="of each row (default: the cores over the rows at once)")
     parser.add_argument("--commands", action="store_true", help="print the commands, and run nothing")
     parser.add_argument("--table", type=Path, metavar="STEM", help="write STEM.md and STEM.json of what has been run")
     options = parser.parse_args(arguments)
@@ -345,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         for number, phase in enumerate(in_order(jobs)):
             at_once = options.jobs if number else 1
-            threads = max(1, (os.cpu_count() or 1) // at_once)
+            threads = options.threads or max(1, (os.cpu_count() or 1) // at_once)
             with ThreadPoolExecutor(at_once) as pool:
                 errors += [error for error in pool.map(partial(carry_out, threads=threads), phase) if error]
     except (UserError, OSError) as error:

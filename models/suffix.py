@@ -35,6 +35,12 @@ class Vocabulary(NamedTuple):
         """What a model's ``suffix_bytes`` must be to hold the strings."""
         return sum(map(len, self.strings))
 
+    def by_prefix(self, entries: int) -> SortedVocabulary:
+        """The vocabulary that byte marginals of a head of so many entries are taken over; EOS is the end of a text."""
+        strings = [*self.strings, *(b"" for _ in range(entries - len(self.strings)))]
+        strings[self.eos_id] = bytes([EOS])
+        return SortedVocabulary(strings)
+
 
 class SuffixFeatures(nn.Module):
     """Features of bytes, [T, d_core]. Strings and embeddings are buffers: saved with the model, and trained by nothing.
@@ -66,7 +72,6 @@ class SuffixFeatures(nn.Module):
     def _forget(self) -> None:
         """Make what is derived from the strings anew when it is next asked for."""
         self._suffixes: SuffixTrie | None = None
-        self._prefixes: SortedVocabulary | None = None
 
     @torch.no_grad()
     def fill(self, vocabulary: Vocabulary, embeddings: Tensor) -> None:
@@ -100,13 +105,6 @@ class SuffixFeatures(nn.Module):
         if self._suffixes is None or self._suffixes.edges.device != self.text.device:
             self._suffixes = SuffixTrie(self.strings()).to(self.text.device)
         return self._suffixes
-
-    @property
-    def prefixes(self) -> SortedVocabulary:
-        """The vocabulary by prefixes, on the model's device."""
-        if self._prefixes is None or self._prefixes.edges.device != self.text.device:
-            self._prefixes = SortedVocabulary(self.strings()).to(self.text.device)
-        return self._prefixes
 
     def forward(
         self, ids: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None, states: list[Any] | None = None

@@ -223,7 +223,12 @@ def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extr
     ledger.part = "logits"
     targets = torch.empty(rows.bytes, dtype=torch.int64)
     assert logits.shape == (rows.bytes, JOINT)
-    F.cross_entropy(logits.float(), targets)
+    if extras.marginals:
+        log_probs = logits.float().log_softmax(-1)
+        F.nll_loss(log_probs, targets)
+        (torch.empty(logits.shape) * log_probs).sum()
+    else:
+        F.cross_entropy(logits.float(), targets)
     if draft is not None:
         F.cross_entropy(draft.float(), targets)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import bytekernels
-from bytekernels import AlignedBatch
+from bytekernels import AlignedBatch, SortedVocabulary
 from models import ByteLM
 from models.core import run_packed, use_packed
 from training.recipe import StageRecipe
@@ -76,6 +76,7 @@ class Context:
         model: the student (a token-trained model while a teacher is being made).
         teacher: None where a stage needs none.
         recipe: the stage's numbers.
+        vocabulary: the teacher's, by prefixes, where ``recipe.byte_marginals`` asks for it.
         anchor: what the student was when the stage began, where ``recipe.anchor_weight`` asks for it.
     """
 
@@ -83,6 +84,7 @@ class Context:
     teacher: Teacher | None
     recipe: StageRecipe
     anchor: Anchor | None = None
+    vocabulary: SortedVocabulary | None = None
 
 
 class Learner(nn.Module):

@@ -124,18 +124,25 @@ class Extras:
     Attributes:
         distill: the teacher's distribution stays in stage 2.2's loss.
         anchor: so does that of the model that stage 2.2 began with.
+        marginals: the teacher's distributions are stage 2's soft targets.
         consistency: encoder and router read the clean bytes beside the noised ones.
     """
 
     distill: bool = False
     anchor: bool = False
     consistency: bool = False
+    marginals: bool = False
 
     @classmethod
     def of(cls, stage: str, recipe: StageRecipe) -> Self:
         """Those that a recipe asks of a stage, or of the control."""
         last = stage in ("2.2", CONTROL.name)
-        return cls(last and recipe.distill_weight > 0, last and recipe.anchor_weight > 0, recipe.consistency_weight > 0)
+        return cls(
+            distill=last and recipe.distill_weight > 0,
+            anchor=last and recipe.anchor_weight > 0,
+            consistency=recipe.consistency_weight > 0,
+            marginals=recipe.byte_marginals > 0,
+        )
 
 
 PLAIN = Extras()
@@ -171,6 +178,9 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) ->
         tally.core(learns["core"])
         tally.dechunk(learns["dechunk"], learns["encoder"])
         tally.decoder()
+        if extras.marginals:
+            tally.core(False)
+            tally.product(rows.chunks, sizes.core.width, sizes.core.vocab, False, False)
         if extras.distill or extras.anchor:
             tally.core(learns["core"])
         if extras.distill:

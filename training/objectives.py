@@ -16,6 +16,7 @@ from models.byte_lm import ByteLMOutput
 from models.core import run_packed
 from models.likelihood import next_token_targets, path_log_probs
 from training.context import Anchor, Context, Learner, Teacher
+from training.marginals import marginal_means
 from training.noise import NoisedBatch
 from training.parallel import Ranks
 
@@ -174,7 +175,8 @@ def joint(context: Context, batch: AlignedBatch) -> Loss:
 def next_byte(context: Context, batch: AlignedBatch) -> Loss:
     """Stage 2.1: cross-entropy of the next byte, jointly with whether one of the router's chunks ends on it.
 
-    A draft head beside it learns the byte after the next.
+    A draft head beside it learns the byte after the next. As an option chunks are the tokenizer's, and a share of the
+    cross-entropy is against what the teacher says of the next byte.
     """
     _, count, means = _next_byte(context, batch)
     return _loss(count, **means)
@@ -199,10 +201,13 @@ def end_to_end(context: Context, batch: AlignedBatch) -> Loss:
 
 
 def _next_byte(context: Context, batch: AlignedBatch) -> tuple[ByteLMOutput, Tensor, dict[str, Tensor]]:
-    model = context.model
-    output = model(batch.ids, batch.cu_seqlens)
+    model, by_token = context.model, context.recipe.byte_marginals > 0
+    output = model(batch.ids, batch.cu_seqlens, batch.token_end if by_token else None)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
-    means = {"cross_entropy": F.cross_entropy(output.logits.float(), targets, ignore_index=IGNORE)}
+    if by_token:
+        means = marginal_means(context, batch, output.logits, output.routing)
+    else:
+        means = {"cross_entropy": F.cross_entropy(output.logits.float(), targets, ignore_index=IGNORE)}
     if output.draft is not None:
         means["draft"] = context.recipe.draft_weight * _draft_loss(output.draft, targets)
     if model.config.dechunk == "causal":

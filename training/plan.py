@@ -221,7 +221,7 @@ class _Planner:
         group = recipe.parallel.shard or machine.devices
         dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
         extras = Extras.of(name, stage)
-        narrow, guided = dtype.itemsize, name in ("1.2", "joint") or extras.distill
+        narrow, guided = dtype.itemsize, name in ("1.2", "joint") or extras.distill or extras.marginals
         trained = STAGES[name].freeze_others(model)
         kept = self._activations(name, rows, dtype, extras)
         moments = sum(

@@ -214,7 +214,9 @@ class Run:
             raise UserError(f"stage {name} needs a model with its token head: start --from a stage's folder")
         if recipe.anchor_weight:
             anchor = self._place(Anchor(model), self._narrow)
-        return Context(model, self.placed_teacher, recipe, anchor)
+        entries = self.teacher.head.shape[0]
+        vocabulary = self.vocabulary.by_prefix(entries).to(self.ranks.device) if recipe.byte_marginals else None
+        return Context(model, self.placed_teacher, recipe, anchor, vocabulary)
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.

@@ -32,6 +32,8 @@ class StageRecipe:
         draft_weight: of the draft head's cross-entropy in stages 2.1 and 2.2, where the model has such a head. It is
             positive: to go without, leave ``model.draft_head`` off.
         anchor_weight: of a KL to the model that stage 2.2 starts from, frozen, at the tokenizer's ends.
+        byte_marginals: share of the cross-entropy of stages 2.1 and 2.2 that is against the teacher's own distribution
+            of the next byte and chunk end, with the tokenizer's chunks (:mod:`training.marginals`).
         noise_share: share of the sequences whose characters are noised (:mod:`training.noise`).
         noise_kinds: each of them is noised in one of these ways.
         noise_rate: share of the characters that ``drop``, ``repeat`` and ``spaces`` act on.
@@ -58,6 +60,7 @@ class StageRecipe:
     distill_weight: float = 0.0
     draft_weight: float = 0.3
     anchor_weight: float = 0.0
+    byte_marginals: float = 0.0
     noise_share: float = 0.0
     noise_kinds: tuple[str, ...] = NOISE_KINDS
     noise_rate: float = 0.1
@@ -78,7 +81,17 @@ def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool
     check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight", "draft_weight")
     check_positive(where, stage, "noise_rate")
     check_not_negative(where, stage, "anchor_weight", "consistency_weight", "vocabulary_power")
-    check_share(where, stage, "warmup", "floor", "noise_share", "noise_rate", "vocabulary_share", "vocabulary_rate")
+    check_share(
+        where,
+        stage,
+        "warmup",
+        "floor",
+        "noise_share",
+        "noise_rate",
+        "byte_marginals",
+        "vocabulary_share",
+        "vocabulary_rate",
+    )
     check_one_of(where, stage, "decay", ("linear", "cosine"))
     check_one_of(where, stage, "direction", ("reverse", "forward"))
     if not stage.noise_kinds:
@@ -96,3 +109,9 @@ def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool
         raise UserError(f"{where}: vocabulary_share is for stage 1.1 alone, got {stage.vocabulary_share}: leave it out")
     if stage.vocabulary_share and stage.noise_share:
         raise UserError(f"{where}: vocabulary_share and noise_share change the same text: leave one of them out")
+    if stage.byte_marginals and name not in ("2.1", "2.2"):
+        raise UserError(f"{where}: byte_marginals is for stages 2.1 and 2.2, got {stage.byte_marginals}: leave it out")
+    if stage.byte_marginals and stage.noise_share:
+        raise UserError(
+            f"{where}: byte_marginals are the teacher's of clean text, and noise_share changes it: leave one out"
+        )

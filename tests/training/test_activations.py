@@ -85,18 +85,22 @@ def test_the_estimate_is_what_autograd_saves(quickstart, batch, name, dtype):
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"consistency_weight": 1.0}, {"anchor_weight": 0.5, "distill_weight": 0.5}], ids=str
+    "numbers",
+    [{"consistency_weight": 1.0}, {"anchor_weight": 0.5, "distill_weight": 0.5}, {"byte_marginals": 0.5}],
+    ids=str,
 )
-def test_what_options_keep(quickstart, batch, numbers):
+def test_what_options_keep(quickstart, tokenizer, batch, numbers):
     model, planned, teacher = quickstart
     recipe, stage = StageRecipe(lr=1e-3, bytes=1, **numbers), STAGES["2.2"]
     stage.freeze_others(model)
-    context = Context(model, Teacher(teacher), recipe, Anchor(model))
+    vocabulary = TokenBytes(tokenizer).vocabulary().by_prefix(len(tokenizer))
+    context = Context(model, Teacher(teacher), recipe, Anchor(model), vocabulary)
     clean = Noise(0.0, ("drop",), 0.1, seed=0).apply(batch)
     found, rows = measured(context, stage, clean, torch.float32)
     estimate = activations(planned, stage, rows, torch.float32, Extras.of("2.2", recipe))
     assert estimate.saved + estimate.logits == pytest.approx(found, rel=0.1)
-    assert estimate.saved > activations(planned, stage, rows, torch.float32).saved
+    plain = activations(planned, stage, rows, torch.float32)
+    assert estimate.saved + estimate.logits > plain.saved + plain.logits
 
 
 @pytest.mark.parametrize("name", ["1.1", "2.1", "2.2"])

@@ -105,6 +105,15 @@ def test_stage_1_1_learns_from_the_vocabulary(home):
     assert row["after"] != other["after"]
 
 
+def test_stage_2_learns_the_teachers_marginals(home):
+    options = (f'stage."{name}".byte_marginals={share}' for name, share in (("2.1", 1.0), ("2.2", 0.5)))
+    out = command(home, "marginals", "--stage", "all", *order("1.2", "2.1", "2.2"), *sets(*options))
+    assert 0 < report_of(out)["student_bpb"] < 10
+    logs = [json.loads((out / "logs" / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("2.1", "2.2")]
+    assert logs[0]["marginals"] > 0 and logs[0]["cross_entropy"] < logs[0]["marginals"]
+    assert logs[1]["marginals"] > 0 and logs[1]["cross_entropy"] > 0.5
+
+
 def test_suffix_features_go_through_all_stages(home):
     names = ("1.1", "1.2", "1.3", "2.1", "2.2")
     options = (*order(*names), *sets("model.suffix_features=true"))
@@ -229,6 +238,11 @@ def stopping_after(steps):
         (
             ['stage."1.1".vocabulary_share=0.5', "data.stream=true"],
             "stage 1.1: vocabulary_share counts tokens in a text that is prepared",
+        ),
+        (['stage."1.2".byte_marginals=0.5'], "stage 1.2: byte_marginals is for stages 2.1 and 2.2, got 0.5"),
+        (
+            ['stage."2.1".byte_marginals=0.5', 'stage."2.1".noise_share=0.5'],
+            "byte_marginals are the teacher's of clean text, and noise_share changes it",
         ),
         (["control.anchor_weight=1.0"], "control: anchor_weight is for stage 2.2 alone"),
     ],

@@ -10,6 +10,7 @@ from bytekernels.linear_kl import chunked
 from models import ByteLM, ByteLMConfig
 from models.suffix import Vocabulary
 from training import objectives
+from training.alignment import TokenBytes
 from training.context import Anchor, Context, Teacher
 from training.data import Batches
 from training.flops import (
@@ -196,6 +197,17 @@ def test_frozen_parts_have_no_backward_pass(teacher):
     assert flops["2.1"].backward < flops["2.2"].backward
     assert flops["1.1"].total < flops["1.2"].total
     assert flops["1.1"].forward < flops["1.3"].forward and flops["1.3"].backward < flops["2.2"].backward
+
+
+def test_byte_marginals_run_the_teacher_and_its_head(teacher, tokenizer, batch):
+    model = student(teacher)
+    STAGES["2.1"].freeze_others(model)
+    vocabulary = TokenBytes(tokenizer).vocabulary().by_prefix(len(tokenizer))
+    recipe = StageRecipe(lr=1e-3, bytes=1, byte_marginals=1.0)
+    context = Context(model, Teacher(teacher), recipe, vocabulary=vocabulary)
+    parts = stage_parts(Sizes.of(model.config), "2.1", rows_of(batch), Extras.of("2.1", recipe))
+    found = counted(lambda: objectives.next_byte(context, batch))
+    assert found.total == pytest.approx(expected(parts).total, rel=0.01)
 
 
 def test_a_window_bounds_the_encoders_attention(teacher):

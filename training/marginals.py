@@ -1,0 +1,59 @@
+"""What a token model says of the next byte: 512-way soft targets for stage 2, exact at every byte of a token."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import bytekernels
+from bytekernels import AlignedBatch, Routing, SortedVocabulary
+from bytekernels.ragged import IGNORE
+from training.context import Context, Teacher
+
+CHUNKS = 512  # whose distributions over the vocabulary are in memory at once
+
+
+@torch.no_grad()
+def byte_distributions(teacher: Teacher, batch: AlignedBatch, routing: Routing, vocabulary: SortedVocabulary) -> Tensor:
+    """The teacher's distribution of (next byte, does its token end on it) after each byte, given the tokens so far.
+
+    Args:
+        teacher: reads the batch's tokens.
+        batch: S sequences.
+        routing: chunks that are the batch's tokens.
+        vocabulary: of the teacher, on its device.
+
+    Returns:
+        float32 [T, 512], as in :func:`bytekernels.next_byte_targets`; zeros where the bytes since the token began are
+        the beginning of no token.
+    """
+    hidden, head = teacher(batch), teacher.head
+    prefix = bytekernels.token_prefix(batch.ids, batch.cu_seqlens, batch.token_end, vocabulary)
+    starts = [*routing.index[::CHUNKS].tolist(), batch.ids.shape[0]]  # waits for the device, once a batch
+    blocks = []
+    for number, (first, last) in enumerate(pairwise(starts)):
+        logits = hidden[number * CHUNKS : (number + 1) * CHUNKS] @ head.T
+        chunk_of = routing.chunk_of[first:last] - number * CHUNKS
+        blocks.append(bytekernels.byte_marginals(logits, vocabulary, chunk_of, prefix[first:last]).float().exp())
+    return torch.cat(blocks)
+
+
+def marginal_means(context: Context, batch: AlignedBatch, logits: Tensor, routing: Routing) -> dict[str, Tensor]:
+    """Cross-entropy with a share ``recipe.byte_marginals`` of it against the teacher's distributions, in two parts.
+
+    A byte for which the teacher has none counts by what follows it alone. Each part is over the count of all bytes
+    that something follows.
+    """
+    wanted = byte_distributions(context.teacher, batch, routing, context.vocabulary)
+    targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, routing.boundary)
+    follows = targets != IGNORE
+    log_probs = logits.float().log_softmax(-1)
+    share = context.recipe.byte_marginals * (wanted.amax(-1) > 0)
+    hard = F.nll_loss(log_probs, targets, ignore_index=IGNORE, reduction="none")
+    soft = -(wanted * log_probs).sum(-1)
+    count = follows.sum()
+    return {
+        "cross_entropy": ((1 - share) * hard).sum() / count,
+        "marginals": (share * soft * follows).sum() / count,
+    }
