@@ -31,6 +31,16 @@ def align_pack(
 def align_sizes(
     text: Array, token_ids: Array, spans: Array, ends: Array | None, has_eos_id: bool
 ) -> tuple[int, int]: ...
+def byte_marginals(
+    bf16: bool,
+    sizes: tuple[int, int],
+    logits: Rows,
+    vocabulary: tuple[Array, ...],
+    chunk_of: Array,
+    prefix: Array,
+    out: Array,
+    threads: int,
+) -> None: ...
 def causal_conv1d(
     bf16: bool,
     sizes: tuple[int, int, int],
@@ -208,6 +218,9 @@ def ssd_scan_backward(
 ) -> None: ...
 def token_end_mask(
     token_lengths: Array, token_cu: Array, cu_seqlens: Array, bos: bool, mask: Array, threads: int
+) -> None: ...
+def token_prefix(
+    ids: Array, cu_seqlens: Array, boundary: Array, edges: Array, children: Array, prefix: Array, threads: int
 ) -> None: ...
 def unpack(
     values: Array, cu_seqlens: Array, pad: Array, row_bytes: int, total: int, length: int, padded: Array, threads: int

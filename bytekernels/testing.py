@@ -90,3 +90,24 @@ def ragged_lengths(max_sequences: int = 5, around: int = 8) -> Any:
 
     interesting = strategies.sampled_from([0, 1, 2, 3, 4, around - 1, around, around + 1, 2 * around + 1])
     return strategies.lists(interesting | strategies.integers(0, 3 * around), min_size=1, max_size=max_sequences)
+
+
+def merged_strings(entries: int, seed: int = 0, longest: int = 16) -> list[bytes]:
+    """Different strings, a vocabulary of any size, grown as merges of byte pairs grow one.
+
+    Args:
+        entries: how many: first the 256 bytes, then two earlier strings, mostly early ones, joined.
+        seed: of what is drawn.
+        longest: most bytes of a string.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    strings = [bytes([byte]) for byte in range(256)][:entries]
+    known = set(strings)
+    while len(strings) < entries:
+        pairs = torch.rand(4096, 2, generator=generator, dtype=torch.float64).pow(3) * len(strings)
+        for left, right in pairs.long().tolist():
+            string = strings[left] + strings[right]
+            if len(string) <= longest and string not in known and len(strings) < entries:
+                known.add(string)
+                strings.append(string)
+    return strings

@@ -3,33 +3,77 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bytekernels import dispatch
-from bytekernels.ragged import accumulation_dtype, check_cu_seqlens
+from bytekernels.extension import native
+from bytekernels.ragged import accumulation_dtype, check_cu_seqlens, check_indices
 from bytekernels.trie import ByteTrie
 
-_byte_marginals = dispatch.Dispatch("byte_marginals", reference=dispatch.reference("marginals"))
-_token_prefix = dispatch.Dispatch("token_prefix", reference=dispatch.reference("marginals"))
+
+def _why_not_native(logits: Tensor, *_: Any) -> str | None:
+    if logits.dtype == torch.float64:
+        return f"logits must be float32, bfloat16 or float16, got {logits.dtype}"
+    return dispatch.extension_refusal()
+
+
+_byte_marginals = dispatch.Dispatch(
+    "byte_marginals",
+    triton=dispatch.triton("marginals"),
+    native=dispatch.Implementation("bytekernels.marginals.native", devices=("cpu",), why_not=_why_not_native),
+    reference=dispatch.reference("marginals"),
+)
+_token_prefix = dispatch.Dispatch("token_prefix", native=native("marginals"), reference=dispatch.reference("marginals"))
 
 
 class SortedVocabulary(ByteTrie):
-    """A vocabulary by prefixes: the :class:`~bytekernels.trie.ByteTrie` of its strings, in sorted order level by level.
+    """A vocabulary by prefixes: the :class:`~bytekernels.trie.ByteTrie` of its strings, and they in sorted order.
+
+    The strings that begin with a node's string lie together in that order, its own (of several ids, by id) first, then
+    those below each of its children, one child after the other.
 
     An id that ends the text may be given a byte of its own, ``b"\\xff"``; as an empty entry it is left out and the
     probabilities are those given that the text goes on.
+
+    Attributes:
+        order: int32 [n], the ids of the n entries that are not empty, sorted as byte strings.
+        spans: int32 [N, 3]: in that order the strings of node n are ``spans[n, 0]`` to ``spans[n, 1]``, and the longer
+            ones that begin with them ``spans[n, 1]`` to ``spans[n, 2]``.
     """
+
+    order: Tensor
+    spans: Tensor
+
+    def __init__(self, strings: Sequence[bytes]) -> None:
+        super().__init__(strings)
+        nodes, children = self.nodes.numpy(), self.children.numpy()
+        parents = self.edges.numpy() >> 8
+        depths = list(zip(self.levels[1:], self.levels[2:], strict=False))
+        tokens = np.flatnonzero(nodes >= 0)
+        own = np.bincount(nodes[tokens], minlength=self.levels[-1])
+        all_below = own.copy()
+        for first, last in reversed(depths):
+            np.add.at(all_below, parents[first:last], all_below[first:last])
+        begin = np.zeros_like(own)
+        for first, last in depths:
+            above, below = parents[first:last], all_below[first:last]
+            before = below.cumsum() - below  # in the level
+            begin[first:last] = begin[above] + own[above] + before - before[children[above] - first]
+        spans = np.stack([begin, begin + own, begin + all_below], axis=1)
+        order = tokens[begin[nodes[tokens]].argsort(kind="stable")]
+        self.order, self.spans = (torch.from_numpy(array.astype(np.int32)) for array in (order, spans))
 
 
 @torch.library.custom_op("bytekernels::token_prefix", mutates_args=())
-def token_prefix_op(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor) -> Tensor:
-    return _token_prefix(ids, cu_seqlens, boundary, edges)
+def token_prefix_op(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor, children: Tensor) -> Tensor:
+    return _token_prefix(ids, cu_seqlens, boundary, edges, children)
 
 
 @token_prefix_op.register_fake
-def _(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor) -> Tensor:
-    return torch.empty_like(ids, dtype=torch.int32)
+def _(ids: Tensor, *_: Tensor) -> Tensor:
+    return ids.new_empty(ids.shape, dtype=torch.int32)
 
 
 @torch.library.custom_op("bytekernels::byte_marginals", mutates_args=())
@@ -41,8 +85,10 @@ def byte_marginals_op(
     children: Tensor,
     nodes: Tensor,
     levels: Sequence[int],
+    order: Tensor,
+    spans: Tensor,
 ) -> Tensor:
-    return _byte_marginals(logits, chunk_of, prefix, edges, children, nodes, levels)
+    return _byte_marginals(logits, chunk_of, prefix, edges, children, nodes, levels, order, spans)
 
 
 @byte_marginals_op.register_fake
@@ -74,7 +120,7 @@ def token_prefix(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: 
     if ids.dim() != 1 or boundary.shape != ids.shape:
         raise ValueError(f"ids and boundary must have one shape [T], got {list(ids.shape)} and {list(boundary.shape)}")
     check_cu_seqlens(cu_seqlens, ids.shape[0])
-    return token_prefix_op(ids, cu_seqlens, boundary, vocabulary.edges)
+    return token_prefix_op(ids, cu_seqlens, boundary, vocabulary.edges, vocabulary.children)
 
 
 def byte_marginals(logits: Tensor, vocabulary: SortedVocabulary, chunk_of: Tensor, prefix: Tensor) -> Tensor:
@@ -95,11 +141,17 @@ def byte_marginals(logits: Tensor, vocabulary: SortedVocabulary, chunk_of: Tenso
         Log-probabilities [T, 512], float32 (float64 for float64 logits): ``[t, x]`` of byte x at t+1 with its chunk
         going on, ``[t, 256 + x]`` of byte x ending it, as in next_byte_targets. A row with no distribution is -inf
         throughout, and its exp counts for nothing as a soft target: before the first chunk, where the bytes since the
-        chunk began are the beginning of no longer token, or where the probability of all such tokens underflows.
+        chunk began are the beginning of no longer token, or where the probability of all such tokens underflows
+        (in float32, some 87 nats below the likeliest token's). So are the rows of a chunk whose logits hold NaN, or
+        whose greatest is not finite.
 
     Raises:
-        ValueError: shapes that do not match.
+        TypeError: logits that are not floating, chunk_of or prefix that are not int32.
+        ValueError: shapes that do not match, a chunk or a node that there is not (on a CUDA device such a row has no
+            distribution, unless ``BYTEKERNELS_VALIDATE=1`` is set).
     """
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must have a floating dtype, got {logits.dtype}")
     if logits.dim() != 2 or logits.shape[1] != len(vocabulary):
         raise ValueError(
             f"logits must have shape [M, {len(vocabulary)}], a column for each vocabulary entry, got "
@@ -109,6 +161,8 @@ def byte_marginals(logits: Tensor, vocabulary: SortedVocabulary, chunk_of: Tenso
         raise ValueError(
             f"chunk_of and prefix must have one shape [T], got {list(chunk_of.shape)} and {list(prefix.shape)}"
         )
+    check_indices(chunk_of, "chunk_of", "T", -1, logits.shape[0], "chunks")
+    check_indices(prefix, "prefix", "T", -1, vocabulary.levels[-1], "nodes")
     return byte_marginals_op(
         logits.detach(),
         chunk_of,
@@ -117,4 +171,6 @@ def byte_marginals(logits: Tensor, vocabulary: SortedVocabulary, chunk_of: Tenso
         vocabulary.children,
         vocabulary.nodes,
         vocabulary.levels,
+        vocabulary.order,
+        vocabulary.spans,
     )

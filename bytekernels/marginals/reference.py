@@ -16,7 +16,7 @@ from bytekernels.trie import NO_NODE, child_of
 BLOCK = 2**22  # elements of [nodes, chunks] that are in memory at once
 
 
-def token_prefix(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor) -> Tensor:
+def token_prefix(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor, children: Tensor) -> Tensor:
     prefix = torch.full_like(ids, NO_NODE, dtype=torch.int32)
     prefix[boundary] = 0
     sequence = segment_ids(cu_seqlens, ids.shape[0])
@@ -63,6 +63,8 @@ def byte_marginals(
     children: Tensor,
     nodes: Tensor,
     levels: Sequence[int],
+    order: Tensor,
+    spans: Tensor,
 ) -> Tensor:
     wide = accumulation_dtype(logits.dtype)
     out = logits.new_full((chunk_of.shape[0], 512), -torch.inf, dtype=wide)

@@ -28,30 +28,6 @@ double uniform(int64_t seed, int64_t counter) {
   return static_cast<double>(mix(z) >> 11) * 0x1p-53;
 }
 
-// The greatest of n values; NaN where one of them is.
-float greatest(const float* values, int64_t n) {
-  Vec best = broadcast(-kInfinity);
-  IntVec unordered{};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    Vec value;
-    std::memcpy(&value, values + i, sizeof value);
-    best = maximum(value, best);
-    unordered |= value != value;
-  }
-  float most = -kInfinity;
-  bool nan = false;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    most = std::max(most, best[lane]);
-    nan |= unordered[lane] != 0;
-  }
-  for (; i < n; ++i) {
-    most = std::max(most, values[i]);
-    nan |= values[i] != values[i];
-  }
-  return nan ? std::numeric_limits<float>::quiet_NaN() : most;
-}
-
 bool in_unit(float value) { return 0.0f <= value && value <= 1.0f; }
 
 // Rises as the logit falls, then as the index rises.

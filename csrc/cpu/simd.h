@@ -2,8 +2,10 @@
 // two of float32. Everything is written with the compiler's vector extensions, so that any target compiles it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 namespace bytekernels {
@@ -189,6 +191,30 @@ inline Vec add_lanes(Vec value, std::integer_sequence<int, J...> lanes) {
 
 inline float sum_of_lanes(Vec value) {
   return detail::add_lanes<1>(value, std::make_integer_sequence<int, kLanes>())[0];
+}
+
+// The greatest of n values; NaN where one of them is.
+inline float greatest(const float* values, int64_t n) {
+  Vec best = broadcast(-std::numeric_limits<float>::infinity());
+  IntVec unordered{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Vec value;
+    std::memcpy(&value, values + i, sizeof value);
+    best = maximum(value, best);
+    unordered |= value != value;
+  }
+  float most = -std::numeric_limits<float>::infinity();
+  bool nan = false;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    most = std::max(most, best[lane]);
+    nan |= unordered[lane] != 0;
+  }
+  for (; i < n; ++i) {
+    most = std::max(most, values[i]);
+    nan |= values[i] != values[i];
+  }
+  return nan ? std::numeric_limits<float>::quiet_NaN() : most;
 }
 
 // Sum of a[i] b[i] over n floats, a multiple of kLanes.

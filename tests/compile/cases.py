@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from rooms import byte_table, conv, dechunk, mixer, norm, route, sample, ssd, step
+from rooms import byte_table, conv, dechunk, marginals, mixer, norm, route, sample, ssd, step
 from rooms.batch import Case
 
 import bytekernels
@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Case]] = {
     "byte_table": byte_table.CASES,
     "conv": conv.CASES,
     "dechunk": dechunk.CASES,
+    "marginals": marginals.CASES,
     "mixer": mixer.CASES,
     "norm": norm.CASES,
     "route": route.CASES,

@@ -6,7 +6,7 @@ fp32 too, and a large model's in bf16 for the other chips. `make compile-check` 
 
 import pytest
 
-LARGE = ("--dtype", "bf16", "--case", "D=3072$|C=3072$|C=3328$|H=48|layout$|V=512$")  # 48 heads of 64
+LARGE = ("--dtype", "bf16", "--case", "D=3072$|C=3072$|C=3328$|H=48|layout$|V=512$|V=128256$")  # 48 heads of 64
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bytekernels
+from bytekernels import dispatch
 from bytekernels.marginals import op, reference
 from bytekernels.testing import poisoned_memory, ragged, ragged_lengths
+from tests.bytekernels.marginals.conftest import SMALL, nodes_of
 
-VOCABULARY = [b"a", b"", b"ab", b"abc", b"b", b"ab", b"\xff", b"bcab", b"abd", b"cc"]  # "ab" twice, one special
 strings = st.text("abc", max_size=4).map(str.encode)
-
-
-def nodes_of(prefixes, vocabulary):
-    """Node of each prefix, walked one byte at a time."""
-    nodes = []
-    for prefix in prefixes:
-        node = torch.zeros(1, dtype=torch.int32)
-        for byte in prefix:
-            node = vocabulary.child(node, torch.tensor([byte]))
-        nodes.append(node)
-    return torch.cat(nodes)
 
 
 def by_sums(logits, strings, prefix):
@@ -76,27 +66,15 @@ def test_the_product_along_a_token_is_its_probability(dtype):
         assert got.item() == pytest.approx(truth[i].item(), rel=accuracy, abs=accuracy)
 
 
-def test_rows_without_a_distribution_are_minus_infinity():
-    tree = bytekernels.SortedVocabulary(VOCABULARY)
-    logits = torch.zeros(1, len(VOCABULARY))
-    logits[0, 7] = -300.0  # "bcab", the only token longer than "b", underflows
-    prefixes = nodes_of([b"", b"abc", b"b", b"x", b""], tree)
-    chunk_of = torch.tensor([0, 0, 0, 0, -1], dtype=torch.int32)
-    out = bytekernels.byte_marginals(logits, tree, chunk_of, prefixes)
-    assert not torch.isnan(out).any()
-    assert torch.isinf(out[1:]).all()
-    assert out[0].exp().sum().item() == pytest.approx(1)
-    assert out[0, 256 + 0xFF].exp().item() == pytest.approx(1 / 8)  # the end of text by its byte, among 8 likely tokens
-
-
+@pytest.mark.parametrize("implementation", ["native", "reference"])
 @settings(max_examples=40, deadline=None)
 @given(lengths=ragged_lengths(), data=st.data())
-def test_prefixes_are_the_bytes_since_the_chunk_end(lengths, data):
-    tree = bytekernels.SortedVocabulary(VOCABULARY)
+def test_prefixes_are_the_bytes_since_the_chunk_end(implementation, lengths, data):
+    tree = bytekernels.SortedVocabulary(SMALL)
     cu, total = ragged(lengths)
     ids = torch.tensor(data.draw(st.lists(st.sampled_from(b"abcd"), min_size=total, max_size=total)), dtype=torch.uint8)
     boundary = torch.rand(total, generator=torch.Generator().manual_seed(total)) < 0.4
-    with poisoned_memory():
+    with poisoned_memory(), dispatch.force(implementation):
         got = bytekernels.token_prefix(ids, cu, boundary, tree)
     chunk_of, index, _ = bytekernels.chunk_layout(boundary, cu)
     expected = [
@@ -106,36 +84,33 @@ def test_prefixes_are_the_bytes_since_the_chunk_end(lengths, data):
     assert got.tolist() == expected
 
 
-def test_many_chunks_go_through_in_blocks(monkeypatch):
-    tree = bytekernels.SortedVocabulary(VOCABULARY)
+def test_the_references_chunks_go_through_in_blocks(monkeypatch):
+    tree = bytekernels.SortedVocabulary(SMALL)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(7, len(VOCABULARY), generator=generator)
+    logits = torch.randn(7, len(SMALL), generator=generator)
     chunk_of = torch.arange(-1, 7, dtype=torch.int32).repeat_interleave(3)
     prefix = torch.randint(-1, tree.levels[-1], chunk_of.shape, generator=generator, dtype=torch.int32)
-    whole = bytekernels.byte_marginals(logits, tree, chunk_of, prefix)
-    monkeypatch.setattr(reference, "BLOCK", 2 * tree.levels[-1])
-    assert torch.equal(bytekernels.byte_marginals(logits, tree, chunk_of, prefix), whole)
-    for m in range(7):  # and a chunk alone gives the bits that it gives among others
-        rows = chunk_of == m
-        alone = bytekernels.byte_marginals(logits[m : m + 1], tree, torch.zeros(3, dtype=torch.int32), prefix[rows])
-        assert torch.equal(alone, whole[rows])
+    with dispatch.force("reference"):
+        whole = bytekernels.byte_marginals(logits, tree, chunk_of, prefix)
+        monkeypatch.setattr(reference, "BLOCK", 2 * tree.levels[-1])
+        assert torch.equal(bytekernels.byte_marginals(logits, tree, chunk_of, prefix), whole)
 
 
 @pytest.mark.parametrize("rows", [0, 6])
 def test_opcheck(rows):
-    tree = bytekernels.SortedVocabulary(VOCABULARY)
+    tree = bytekernels.SortedVocabulary(SMALL)
     ids, boundary = torch.full((rows,), 97).byte(), torch.arange(rows) % 3 == 0
     cu, _ = ragged([rows])
     chunk_of, index, _ = bytekernels.chunk_layout(boundary, cu)
     prefix = bytekernels.token_prefix(ids, cu, boundary, tree)
-    torch.library.opcheck(op.token_prefix_op, (ids, cu, boundary, tree.edges))
-    logits = torch.randn(len(index), len(VOCABULARY))
-    arguments = (logits, chunk_of, prefix, tree.edges, tree.children, tree.nodes, tree.levels)
-    torch.library.opcheck(op.byte_marginals_op, arguments)
+    torch.library.opcheck(op.token_prefix_op, (ids, cu, boundary, tree.edges, tree.children))
+    logits = torch.randn(len(index), len(SMALL))
+    layout = (tree.edges, tree.children, tree.nodes, tree.levels, tree.order, tree.spans)
+    torch.library.opcheck(op.byte_marginals_op, (logits, chunk_of, prefix, *layout))
 
 
 def test_arguments_are_checked():
-    tree = bytekernels.SortedVocabulary(VOCABULARY)
+    tree = bytekernels.SortedVocabulary(SMALL)
     cu, total = ragged([3])
     ids, boundary = torch.zeros(total, dtype=torch.uint8), torch.ones(total, dtype=torch.bool)
     prefix = torch.zeros(3, dtype=torch.int32)
@@ -149,3 +124,15 @@ def test_arguments_are_checked():
         bytekernels.byte_marginals(torch.zeros(1, 12), tree, prefix, prefix)
     with pytest.raises(ValueError, match=r"chunk_of and prefix must have one shape \[T\], got \[3\] and \[2\]"):
         bytekernels.byte_marginals(torch.zeros(1, 10), tree, prefix, prefix[:2])
+    with pytest.raises(TypeError, match=r"logits must have a floating dtype, got torch\.int64"):
+        bytekernels.byte_marginals(torch.zeros(1, 10).long(), tree, prefix, prefix)
+    with pytest.raises(TypeError, match=r"chunk_of must be int32, got torch\.int64: use chunk_of\.to"):
+        bytekernels.byte_marginals(torch.zeros(1, 10), tree, prefix.long(), prefix)
+    for wrong in (-2, 1):
+        with pytest.raises(ValueError, match=rf"chunk_of must be in \[-1, 1\), as there are 1 chunks, got {wrong} at"):
+            bytekernels.byte_marginals(torch.zeros(1, 10), tree, prefix + wrong, prefix)
+    nodes = tree.levels[-1]
+    with pytest.raises(
+        ValueError, match=rf"prefix must be in \[-1, {nodes}\), as there are {nodes} nodes, got {nodes}"
+    ):
+        bytekernels.byte_marginals(torch.zeros(1, 10), tree, prefix, prefix + nodes)
