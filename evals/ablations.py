@@ -324,7 +324,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: runs/ablations")
     parser.add_argument("--jobs", type=counting_number, default=1, help="rows at once (default: 1)")
-    parser.add_argument("--threads", type=counting_number, help="of each row (default: the cores over the rows at once)")
+    parser.add_argument(
+        "--threads", type=counting_number, help="of each row (default: the cores over the rows at once)"
+    )
     parser.add_argument("--commands", action="store_true", help="print the commands, and run nothing")
     parser.add_argument("--table", type=Path, metavar="STEM", help="write STEM.md and STEM.json of what has been run")
     options = parser.parse_args(arguments)

@@ -136,15 +136,14 @@ def _asked(examinee: Examinee, batch: Sequence[Question]) -> list[Answer]:
         if not all(math.isfinite(score.log_likelihood) for score in each):
             raise UserError(f"task {question.task}, question {question.number}: the model's score is not finite")
     written: list[str | None] = [None] * len(batch)
-    if examinee.writes:
-        _end_words(examinee, batch, found)
-        for writing in dict.fromkeys(question.writing for question in batch):
-            if writing is not None:
-                same = [i for i, question in enumerate(batch) if question.writing == writing]
-                prompts = [batch[i].pairs[0][0] for i in same]
-                new = examinee.write(prompts, max_tokens=writing.max_tokens, stop=writing.stop)
-                for i, text in zip(same, new, strict=True):
-                    written[i] = text
+    _end_words(examinee, batch, found)
+    for writing in dict.fromkeys(question.writing for question in batch):
+        if writing is not None:
+            same = [i for i, question in enumerate(batch) if question.writing == writing]
+            prompts = [batch[i].pairs[0][0] for i in same]
+            new = examinee.write(prompts, max_tokens=writing.max_tokens, stop=writing.stop)
+            for i, text in zip(same, new, strict=True):
+                written[i] = text
     return [Answer(tuple(each), text) for each, text in zip(found, written, strict=True)]
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from models import ByteLM, Scorer, TokenScorer, generate
+from models import ByteLM, Scorer, TokenHeadWriter, TokenScorer, generate
 from models.beam import Combine
 from models.command import DTYPES, load_model
 from models.core import use_packed
@@ -31,6 +31,7 @@ class Examinee:
         likelihood: what its scores are, in words.
         tokenizer: the teacher's, where the teacher itself is examined.
         mode: how a byte-level model writes.
+        by_token_head: what a model of stage 1 writes with.
     """
 
     model: PreTrainedModel
@@ -38,11 +39,7 @@ class Examinee:
     likelihood: str
     tokenizer: Any = None
     mode: Mode = "joint"
-
-    @property
-    def writes(self) -> bool:
-        """A model of stage 1 does not."""
-        return isinstance(self.scorer, Scorer) or self.tokenizer is not None
+    by_token_head: TokenHeadWriter | None = None
 
     def write(self, prompts: Sequence[str], *, max_tokens: int, stop: Sequence[str]) -> list[str]:
         """Greedy texts after the prompts, up to a stop string, which is left out.
@@ -54,17 +51,30 @@ class Examinee:
             stop: strings that end a text.
 
         Raises:
-            UserError: the model does not write.
             ValueError: no room for so long a text.
         """
+        limit = BYTES_PER_TOKEN * max_tokens
         if isinstance(self.scorer, Scorer):
-            limit = BYTES_PER_TOKEN * max_tokens
             fitted = [self.scorer.fitted_context(prompt.encode(), spare=max_tokens) for prompt in prompts]
             written = generate(self.scorer.model, fitted, max_new_bytes=limit, stop=tuple(stop), mode=self.mode)
             return [generation.new_text for generation in written]
-        if self.tokenizer is None:
-            raise UserError("a model before stage 2 has no byte head to write with: leave out tasks that are written")
+        if self.by_token_head is not None:
+            shortened = [self._shortened(prompt, max_tokens) for prompt in prompts]
+            return [one.new_text for one in self.by_token_head.write(shortened, max_new_bytes=limit, stop=tuple(stop))]
         return [self._write_tokens(prompt, max_tokens, stop) for prompt in prompts]
+
+    def _shortened(self, prompt: str, max_tokens: int) -> str:
+        """A prompt of a model of stage 1 without its first tokens, where they leave no room for so many more."""
+        scorer = cast(TokenScorer, self.scorer)
+        (tokens,) = scorer.encode([prompt])
+        if tokens is None or scorer.positions is None:
+            return prompt
+        excess = 1 + len(tokens.ids) + max_tokens - scorer.positions
+        if excess <= 0:
+            return prompt
+        if not scorer.truncate or excess >= len(tokens.ids):
+            raise ValueError(_no_room(len(tokens.ids), max_tokens, scorer.positions))
+        return prompt.encode()[int(tokens.lengths[:excess].sum()) :].decode(errors="ignore")
 
     @torch.no_grad()
     def _write_tokens(self, prompt: str, max_tokens: int, stop: Sequence[str]) -> str:
@@ -72,9 +82,7 @@ class Examinee:
         scorer = cast(TokenScorer, self.scorer)
         if scorer.positions is not None and (excess := 1 + ids.shape[1] + max_tokens - scorer.positions) > 0:
             if not scorer.truncate or excess >= ids.shape[1]:
-                raise ValueError(
-                    f"{ids.shape[1]} tokens leave no room for {max_tokens} in {scorer.positions} positions"
-                )
+                raise ValueError(_no_room(ids.shape[1], max_tokens, scorer.positions))
             ids = ids[:, excess:]
         ids = torch.cat([torch.full((1, 1), scorer.bos_id), ids], dim=1).to(self.model.device)
         self.model.set_attn_implementation("sdpa")
@@ -92,6 +100,10 @@ class Examinee:
             use_packed(self.model)
         text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return min((text.split(word)[0] for word in stop), key=len, default=text)
+
+
+def _no_room(tokens: int, more: int, positions: int) -> str:
+    return f"{tokens} tokens leave no room for {more} in {positions} positions"
 
 
 def examinee(
@@ -136,7 +148,11 @@ def examinee(
             asked = _byte_model(model, dtype, device)
         tokens = TokenBytes(tokenizer)
         by_tokens = TokenScorer(asked, tokens.encode, bos_id=tokens.bos_id, batch_bytes=batch_bytes, truncate=truncate)
-        return Examinee(asked, by_tokens, "along the teacher's tokens", tokenizer if model is None else None)
+        likelihood = "along the teacher's tokens"
+        if model is None:
+            return Examinee(asked, by_tokens, likelihood, tokenizer)
+        writer = TokenHeadWriter(cast(ByteLM, asked), tokens.vocabulary(), tokens.encode)
+        return Examinee(asked, by_tokens, likelihood, by_token_head=writer)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -18,7 +18,7 @@ class Answer:
 
     Attributes:
         scores: of each pair, in order.
-        text: what it wrote; None where nothing is asked for, or where the model does not write.
+        text: what it wrote; None where nothing is asked for.
     """
 
     scores: tuple[ContinuationScore, ...]

@@ -8,6 +8,7 @@ from models.likelihood import Score, score, token_score
 from models.sampling import Sampling
 from models.scoring import ContinuationScore, Scorer
 from models.token_scoring import TokenScorer
+from models.token_writer import TokenHeadWriter
 from models.writer import Writer
 from models.written import Generation, Piece
 
@@ -22,6 +23,7 @@ __all__ = [
     "Sampling",
     "Score",
     "Scorer",
+    "TokenHeadWriter",
     "TokenScorer",
     "Writer",
     "generate",

@@ -13,7 +13,8 @@ from evals.examinee import examinee
 from evals.metrics import Answer
 from evals.questions import Question, Writing
 from evals.tasks import CORE, read_task
-from models import ContinuationScore, Scorer, generate
+from models import ByteLM, ContinuationScore, Scorer, TokenHeadWriter, generate
+from training.alignment import TokenBytes
 from training.errors import UserError
 from training.teacher import load_teacher
 
@@ -56,7 +57,7 @@ def test_answers_do_not_depend_on_batches(models, data, tmp_path, who):
     for other in found[1:]:
         for question, one, two in zip(questions, found[0], other, strict=True):
             assert one.text == two.text
-            assert (one.text is not None) == (question.writing is not None and who != "stage 1")
+            assert (one.text is not None) == (question.writing is not None)
             for a, b in zip(one.scores, two.scores, strict=True):
                 assert a.log_likelihood == pytest.approx(b.log_likelihood, rel=1e-6)
                 assert (a.num_bytes, a.is_greedy) == (b.num_bytes, b.is_greedy)
@@ -136,11 +137,18 @@ def test_a_question_that_cannot_be_scored_is_named(models, data, tmp_path):
         asked(tmp_path / "sheet", questions, examinee(models.student, device=CPU))
 
 
-def test_a_model_of_stage_1_does_not_write(models):
-    who = examinee(models.stage_1, models.teacher, device=CPU)
-    with pytest.raises(UserError, match="no byte head to write with"):
-        who.write(["a"], max_tokens=1, stop=())
-    assert not who.writes
+def test_a_model_of_stage_1_writes_with_its_token_head(models):
+    who = examinee(models.stage_1, models.teacher, device=CPU, truncate=True)
+    tokens = TokenBytes(load_teacher(models.teacher)[1])
+    writer = TokenHeadWriter(ByteLM.from_pretrained(models.stage_1).eval(), tokens.vocabulary(), tokens.encode)
+    (expected,) = writer.write(["the function returns"], max_new_bytes=12)
+    assert who.write(["the function returns"], max_tokens=3, stop=()) == [expected.new_text]
+    positions = who.scorer.positions
+    (short,) = who.write(["the function returns a value " * positions], max_tokens=3, stop=())
+    assert len(short.encode()) <= 12
+    strict = examinee(models.stage_1, models.teacher, device=CPU)
+    with pytest.raises(ValueError, match=f"tokens leave no room for 3 in {positions} positions"):
+        strict.write(["the function returns a value " * positions], max_tokens=3, stop=())
 
 
 def test_nobody_to_examine_and_beams_over_tokens():
