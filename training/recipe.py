@@ -320,6 +320,15 @@ class Recipe:
         number = self.order.index(name)
         return self.order[number - 1] if number else None
 
+    def with_time(self, name: str, seconds: float) -> "Recipe":
+        """The same run with one stage measured in seconds, so many of them.
+
+        Raises:
+            UserError: the curriculum leaves the stage out.
+        """
+        stage = dataclasses.replace(self.stage_recipe(name), seconds=seconds, bytes=None)
+        return dataclasses.replace(self, stage={**self.stage, name: stage})
+
     def scaled(self, budget: float) -> "Recipe":
         """The same run with its training times scaled so that they sum to ``budget`` seconds.
 

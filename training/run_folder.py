@@ -19,7 +19,8 @@ def claim_folder(
     """Make a folder this run's own: check what stands there, and remove what ``overwrite`` gives up.
 
     Overwriting a stage removes what was made from it too: the stages after it, the control, the report and the model;
-    and what another curriculum has left.
+    and what another curriculum has left. Other stages that stand there keep the lengths that they
+    were run for, and those that do not may have any.
 
     Raises:
         UserError: it holds results of these stages and neither ``resume`` nor ``overwrite`` is asked for, results of
@@ -30,7 +31,16 @@ def claim_folder(
     doomed = [*order[order.index(names[0]) :], *others, "control"] if overwrite else []
     kept = [name for name in (*order, *others, "control") if name not in doomed and _pieces(folder, name)]
     mark, wanted = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if kept and mark.is_file() and (found := _decisive(_as_it_would_be_written(mark))) != _decisive(wanted):
+    if kept and mark.is_file():
+        written = _as_it_would_be_written(mark)
+        for name in written["stage"].keys() & wanted["stage"].keys():
+            mine, theirs = wanted["stage"][name], written["stage"][name]
+            for length in ("seconds", "bytes"):
+                if name not in kept:
+                    theirs[length] = mine[length]
+                elif name not in names:
+                    mine[length] = theirs[length]
+    if kept and mark.is_file() and (found := _decisive(written)) != _decisive(wanted):
         raise UserError(
             f"stage {kept[0]} in {folder} was made with other numbers ({first_difference(found, _decisive(wanted))}): "
             "repeat the flags it was started with, give another --out, or start all stages anew with --overwrite"

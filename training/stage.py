@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", metavar="PATH", help=DATA_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="start the stage from this model")
-    parser.add_argument("--budget", metavar="TIME", help="scale all training times to this sum, such as 3m")
+    parser.add_argument("--budget", metavar="TIME", help="training time, such as 3m: of the one stage, or all scaled to it")
     parser.add_argument("--control", action="store_true", help="also train the control (a fresh core)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep finished stages, go on from the last checkpoint")
@@ -63,7 +63,10 @@ def recipe_of(options: argparse.Namespace, folder: Path | None) -> Recipe:
         recipe = dataclasses.replace(recipe, teacher=teacher)
     if options.data:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, paths=tuple(options.data)))
-    return recipe.scaled(parse_duration(options.budget)) if options.budget else recipe
+    if not options.budget:
+        return recipe
+    seconds = parse_duration(options.budget)
+    return recipe.scaled(seconds) if options.stage == "all" else recipe.with_time(options.stage, seconds)
 
 
 def run_stages(run: Run, names: Sequence[str], start: Path | None) -> tuple[ByteLM, list[dict[str, Any]]]:

@@ -286,6 +286,20 @@ def test_joint_stands_in_no_order_of_its_own():
         recipe_from({"name": "empty", "stage": {}})
 
 
+def test_each_stage_may_have_a_budget_of_its_own(home, capsys):
+    names = order("1.1", "1.2", "1.3")
+    out = command(home, "budgets", "--stage", "1.1", "--budget", "0.6s", *names)
+    command(home, "budgets", "--stage", "1.2", "--budget", "0.3s", *names)
+    lengths = {name: one["seconds"] for name, one in json.loads((out / "recipe.json").read_text())["stage"].items()}
+    assert (lengths["1.1"], lengths["1.2"]) == (0.6, 0.3)
+    assert read_summary(out / "stages" / "1.1")["seconds"] >= 0.6 > read_summary(out / "stages" / "1.2")["seconds"]
+    command(home, "budgets", "--stage", "1.3", *names, *sets('stage."1.1".lr=1.0'), expect=2)
+    assert "stage 1.1 in" in (error := capsys.readouterr().err) and "stage.1.1.lr" in error
+    rest = ["--stage", "all", "--resume", "--out", str(out), "--cache", str(home / "cache")]
+    assert stage.main(rest) == 0  # as the folder has it
+    assert [row["stage"] for row in report_of(out)["stages"]] == ["1.1", "1.2", "1.3"]
+
+
 def test_a_budget_is_that_of_the_curriculum():
     recipe = read_recipe("quickstart", ['curriculum=["1.2", "2.1"]']).scaled(60)
     assert recipe.teacher.seconds + sum(recipe.stage[name].seconds for name in recipe.order) == pytest.approx(60)
