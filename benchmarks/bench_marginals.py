@@ -109,7 +109,9 @@ class _Text:
         return arguments | dict(trie=trie.to(self.device)), suffix_roofline.longest_suffix_step(self.shape.S)
 
     def _tokens(self, count: int) -> list[bytes]:
-        return [self.strings[i] for i in torch.randint(self.shape.V, (count,), generator=self.generator)]
+        """Of the vocabulary, early ones more often."""
+        drawn = torch.rand(count, generator=self.generator, dtype=torch.float64) ** 2 * self.shape.V
+        return [self.strings[i] for i in drawn.long()]
 
     def _sequences(self) -> tuple[Tensor, Tensor]:
         text = b"".join(self._tokens(self.shape.T))[: self.shape.T]
