@@ -71,14 +71,15 @@ def test_a_large_text_on_any_threads(first):
     with dispatch.force("reference"):
         expected = bytekernels.longest_suffix(ids, cu, trie)
 
-    def call():
-        with dispatch.force("native"):
+    def call(name="native"):
+        with dispatch.force(name):
             return bytekernels.longest_suffix(ids, cu, trie), bytekernels.longest_suffix(ids, cu, trie, rows=rows)
 
     assert_repeats(NATIVE, call)
-    found, asked = call()
-    assert torch.equal(found, expected)
-    assert torch.equal(asked, expected[rows.long()])
+    for name in ("native", "cuda"):
+        found, asked = call(name)
+        assert torch.equal(found, expected)
+        assert torch.equal(asked, expected[rows.long()])
 
 
 def test_arguments_may_be_slices(each):
