@@ -101,6 +101,18 @@ def test_opcheck(lengths, rows):
     torch.library.opcheck(op.longest_suffix_op, arguments)
 
 
+def test_compiled_without_a_break():
+    trie = bytekernels.SuffixTrie([b"a", b"ba"])
+    cu, total = ragged([3, 2])
+
+    def shifted(ids, rows):
+        return bytekernels.longest_suffix(ids, cu, trie) + bytekernels.longest_suffix(ids, cu, trie, rows=rows)
+
+    compiled = torch.compile(shifted, backend="eager", fullgraph=True)
+    arguments = letters(total), int32([4, 3, 2, 1, 0])
+    assert torch.equal(compiled(*arguments), shifted(*arguments))
+
+
 def test_arguments_are_checked():
     trie = bytekernels.SuffixTrie([b"a"])
     cu, _ = ragged([2])
