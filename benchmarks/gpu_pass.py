@@ -24,7 +24,7 @@ from benchmarks import machine
 from benchmarks.report import Report, aligned, table
 
 ROOT = Path(__file__).resolve().parents[1]
-SANITIZED = "tests/bytekernels/pack"  # the kernels in CUDA C++
+SANITIZED = ("tests/bytekernels/pack", "tests/bytekernels/suffix")  # the kernels in CUDA C++
 CHECKS = ("memcheck", "racecheck")  # tools of compute-sanitizer
 
 
@@ -55,7 +55,7 @@ def steps(out: Path, *, quick_on_cpu: bool = False) -> list[Step]:
     """The GPU tests, the sanitizers and the benchmarks; with ``quick_on_cpu`` these alone, as a CPU can run them."""
     where = ["--device", "cpu", "--quick"] if quick_on_cpu else ["--device", "cuda"]
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]
-    made = [] if quick_on_cpu else [Step("gpu_tests", [*tests, "tests"]), *sanitizers([*tests, SANITIZED])]
+    made = [] if quick_on_cpu else [Step("gpu_tests", [*tests, "tests"]), *sanitizers([*tests, *SANITIZED])]
     for path in sorted(ROOT.glob("benchmarks/bench_*.py")):
         report = out / f"{path.stem}.json"
         command = [sys.executable, str(path.relative_to(ROOT)), *where, "--json", str(report)]

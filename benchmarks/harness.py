@@ -136,6 +136,7 @@ class Truth:
             else pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
             for name, value in case.arguments.items()
         }
+        wide |= {name: wide[name].clone() for name in case.updated}
         arguments = _prepared(case, case.reference, wide)
         with case.reference.settings():
             outputs = _outputs(case, case.reference, arguments)

@@ -24,17 +24,14 @@ struct Trie {
     const Range range = children_of(node);
     if (range.size() == 256) return range.begin + byte;
     const int64_t wanted = 256 * node + byte;
-    int64_t low = range.begin;
-    int64_t high = range.end;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (edges[middle] < wanted) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
+    if (range.size() <= 0) return -1;
+    // The last edge at or before the wanted one, by steps without a branch: which way they go can't be foretold.
+    const int32_t* edge = edges + range.begin;
+    for (int64_t left = range.size(); left > 1; left -= left / 2) {
+      const int64_t half = left / 2;
+      edge = edge[half] <= wanted ? edge + half : edge;
     }
-    return low < range.end && edges[low] == wanted ? low : -1;
+    return *edge == wanted ? edge - edges : -1;
   }
 };
 

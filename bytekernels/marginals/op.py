@@ -68,6 +68,7 @@ class SortedVocabulary(ByteTrie):
 
 @torch.library.custom_op("bytekernels::token_prefix", mutates_args=())
 def token_prefix_op(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor, children: Tensor) -> Tensor:
+    check_cu_seqlens(cu_seqlens, ids.shape[0])
     return _token_prefix(ids, cu_seqlens, boundary, edges, children)
 
 
@@ -88,6 +89,8 @@ def byte_marginals_op(
     order: Tensor,
     spans: Tensor,
 ) -> Tensor:
+    check_indices(chunk_of, "chunk_of", "T", -1, logits.shape[0], "chunks")
+    check_indices(prefix, "prefix", "T", -1, levels[-1], "nodes")
     return _byte_marginals(logits, chunk_of, prefix, edges, children, nodes, levels, order, spans)
 
 
@@ -119,7 +122,6 @@ def token_prefix(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: 
         raise TypeError(f"boundary must be bool, got {boundary.dtype}: compare it with a threshold first")
     if ids.dim() != 1 or boundary.shape != ids.shape:
         raise ValueError(f"ids and boundary must have one shape [T], got {list(ids.shape)} and {list(boundary.shape)}")
-    check_cu_seqlens(cu_seqlens, ids.shape[0])
     return token_prefix_op(ids, cu_seqlens, boundary, vocabulary.edges, vocabulary.children)
 
 
@@ -161,8 +163,6 @@ def byte_marginals(logits: Tensor, vocabulary: SortedVocabulary, chunk_of: Tenso
         raise ValueError(
             f"chunk_of and prefix must have one shape [T], got {list(chunk_of.shape)} and {list(prefix.shape)}"
         )
-    check_indices(chunk_of, "chunk_of", "T", -1, logits.shape[0], "chunks")
-    check_indices(prefix, "prefix", "T", -1, vocabulary.levels[-1], "nodes")
     return byte_marginals_op(
         logits.detach(),
         chunk_of,

@@ -28,6 +28,9 @@ class SuffixTrie(ByteTrie):
 def longest_suffix_op(
     ids: Tensor, cu_seqlens: Tensor, rows: Tensor | None, edges: Tensor, children: Tensor, string_ids: Tensor
 ) -> Tensor:
+    check_cu_seqlens(cu_seqlens, ids.shape[0])
+    if rows is not None:
+        check_indices(rows, "rows", "R", 0, ids.shape[0], "bytes")
     return _longest_suffix(ids, cu_seqlens, rows, edges, children, string_ids)
 
 
@@ -83,9 +86,6 @@ def longest_suffix(ids: Tensor, cu_seqlens: Tensor, trie: SuffixTrie, *, rows: T
             (on a CUDA device it has -1, unless ``BYTEKERNELS_VALIDATE=1`` is set).
     """
     _check_ids(ids, "T")
-    check_cu_seqlens(cu_seqlens, ids.shape[0])
-    if rows is not None:
-        check_indices(rows, "rows", "R", 0, ids.shape[0], "bytes")
     return longest_suffix_op(ids, cu_seqlens, rows, trie.edges, trie.children, trie.ids)
 
 

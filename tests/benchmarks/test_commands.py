@@ -12,12 +12,14 @@ from benchmarks import (
     bench_chunking,
     bench_linear_kl,
     bench_mamba2,
+    bench_marginals,
     bench_pack,
     command,
     gpu_pass,
     harness,
     kl_peers,
     mamba_peers,
+    marginal_peers,
     pack_peers,
     peers,
 )
@@ -66,14 +68,15 @@ def test_a_dry_run_lists_the_steps_and_runs_what_a_cpu_can(dry_run):
         assert (out / f"{path.stem}.log").stat().st_size > 0
     summary = (out / "summary.txt").read_text()
     assert printed.rstrip().endswith(summary.rstrip())
-    names = ["install", "bench_chunking", "bench_decode", "bench_linear_kl", "bench_mamba2", "bench_pack"]
-    assert [line.split()[:2] for line in summary.splitlines()[-6:]] == [[name, "passed"] for name in names]
+    benches = ["chunking", "decode", "linear_kl", "mamba2", "marginals", "pack"]
+    names = ["install", *(f"bench_{name}" for name in benches)]
+    assert [line.split()[:2] for line in summary.splitlines()[-7:]] == [[name, "passed"] for name in names]
 
 
 @pytest.mark.parametrize(
     "bench",
-    [bench_chunking, bench_linear_kl, bench_mamba2, bench_pack],
-    ids=["chunking", "linear_kl", "mamba2", "pack"],
+    [bench_chunking, bench_linear_kl, bench_mamba2, bench_marginals, bench_pack],
+    ids=["chunking", "linear_kl", "mamba2", "marginals", "pack"],
 )
 def test_a_quick_run_writes_the_form_that_every_benchmark_shares(bench, dry_run):
     _, out = dry_run
@@ -112,6 +115,12 @@ def test_what_a_quick_run_times(dry_run):
     expected = [(op, which, name) for op in ("ssd", "mixer") for which in PASSES for name in names]
     assert timed == expected + [("step", "forward", name) for name in ("eager", "bytekernels")]
 
+    timed, skipped = timed_and_skipped(out / "bench_marginals.json")
+    both, first = ("eager", "bytekernels"), marginal_peers.OPS[0]
+    expected = [(op, "forward", name) for op in marginal_peers.OPS for name in both]
+    assert timed == [*expected[:1], (first, "forward", "reference"), *expected[1:]]
+    assert skipped == []
+
     timed, skipped = timed_and_skipped(out / "bench_pack.json")
     names = ("numpy", "eager", "bytekernels")
     assert timed == [(op, "forward", name) for op in pack_peers.OPS for name in names]
@@ -147,6 +156,7 @@ def test_route_and_gather_are_added_up(monkeypatch, capsys):
         *((bench_chunking, 2 * len(peers.OPS) * len(PASSES), dtype) for dtype in command.DTYPES),
         *((bench_mamba2, 2 * (2 * len(PASSES) + 1), dtype) for dtype in command.DTYPES),
         *((bench_linear_kl, 2 * 2 * len(kl_peers.OPS), dtype) for dtype in command.DTYPES),
+        *((bench_marginals, 2 * len(marginal_peers.OPS), dtype) for dtype in command.DTYPES),
         (bench_pack, 2 * len(pack_peers.OPS), "uint8"),
     ],
 )
@@ -269,12 +279,12 @@ def sanitizer_in(folder, monkeypatch, body):
     return program
 
 
-def test_the_gpu_pass_runs_the_packing_kernels_under_a_sanitizer(monkeypatch, tmp_path):
+def test_the_gpu_pass_runs_the_kernels_in_cuda_under_a_sanitizer(monkeypatch, tmp_path):
     program = sanitizer_in(tmp_path, monkeypatch, 'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $*"; exit 1')
     (check, *_) = [step for step in gpu_pass.steps(tmp_path) if step.name == "memcheck"]
     assert check.command[:5] == [str(program), "--error-exitcode", "1", "--tool", "memcheck"]
-    assert check.command[-1] == "tests/bytekernels/pack"
-    assert (ROOT / check.command[-1]).is_dir()
+    assert check.command[-2:] == ["tests/bytekernels/pack", "tests/bytekernels/suffix"]
+    assert all((ROOT / folder).is_dir() for folder in check.command[-2:])
     assert not gpu_pass.run(check, tmp_path)
     assert (tmp_path / "memcheck.log").read_text().startswith("1 --error-exitcode 1 --tool memcheck")
 

@@ -109,6 +109,20 @@ def test_opcheck(rows):
     torch.library.opcheck(op.byte_marginals_op, (logits, chunk_of, prefix, *layout))
 
 
+def test_compiled_without_a_break():
+    tree = bytekernels.SortedVocabulary(SMALL)
+    cu, total = ragged([4])
+    ids, boundary = torch.full((total,), 97).byte(), torch.arange(total) % 2 == 0
+
+    def probabilities(logits, chunk_of):
+        prefix = bytekernels.token_prefix(ids, cu, boundary, tree)
+        return bytekernels.byte_marginals(logits, tree, chunk_of, prefix).exp()
+
+    compiled = torch.compile(probabilities, backend="eager", fullgraph=True)
+    arguments = torch.randn(2, len(SMALL)), torch.tensor([0, 0, 1, 1], dtype=torch.int32)
+    assert torch.equal(compiled(*arguments), probabilities(*arguments))
+
+
 def test_arguments_are_checked():
     tree = bytekernels.SortedVocabulary(SMALL)
     cu, total = ragged([3])

@@ -71,14 +71,15 @@ def test_a_large_text_on_any_threads(first):
     with dispatch.force("reference"):
         expected = bytekernels.longest_suffix(ids, cu, trie)
 
-    def call():
-        with dispatch.force("native"):
+    def call(name="native"):
+        with dispatch.force(name):
             return bytekernels.longest_suffix(ids, cu, trie), bytekernels.longest_suffix(ids, cu, trie, rows=rows)
 
     assert_repeats(NATIVE, call)
-    found, asked = call()
-    assert torch.equal(found, expected)
-    assert torch.equal(asked, expected[rows.long()])
+    for name in ("native", "cuda"):
+        found, asked = call(name)
+        assert torch.equal(found, expected)
+        assert torch.equal(asked, expected[rows.long()])
 
 
 def test_arguments_may_be_slices(each):
@@ -98,6 +99,18 @@ def test_opcheck(lengths, rows):
     asked = None if rows is None else int32(rows if total else [])
     arguments = (torch.full((total,), 97).byte(), cu, asked, trie.edges, trie.children, trie.ids)
     torch.library.opcheck(op.longest_suffix_op, arguments)
+
+
+def test_compiled_without_a_break():
+    trie = bytekernels.SuffixTrie([b"a", b"ba"])
+    cu, total = ragged([3, 2])
+
+    def shifted(ids, rows):
+        return bytekernels.longest_suffix(ids, cu, trie) + bytekernels.longest_suffix(ids, cu, trie, rows=rows)
+
+    compiled = torch.compile(shifted, backend="eager", fullgraph=True)
+    arguments = letters(total), int32([4, 3, 2, 1, 0])
+    assert torch.equal(compiled(*arguments), shifted(*arguments))
 
 
 def test_arguments_are_checked():
