@@ -284,9 +284,17 @@ def page(rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> 
         return mean_and_sd([one["student_bpb"] - other["student_bpb"] for one, other in pairs if "student_bpb" in one])
 
     shown = [row for row in rows if row.name in found]
+    intro = [
+        "# Ablations",
+        "",
+        "Means over seeds ± standard deviations. `python evals/ablations.py ROW --seeds 0 1 2` runs a row (`base` first),",
+        "`--commands` prints what that runs, `--table docs/results/ablations` writes this page. What it says, and what it",
+        "does not: [a reading](../ablations.md).",
+        "",
+    ]
     head = ["row", "scored on", "seeds", "bits/byte", "above the base", "retention", "boundary F1"]
     head.append("teacher-forced, leaks")
-    lines = table(
+    lines = intro + table(
         head,
         [
             [

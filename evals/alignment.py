@@ -77,10 +77,10 @@ def measure(model: ByteLM, embeddings: Tensor, tokens: TokenBytes, texts: Sequen
         if found is None:
             left_out += 1
             continue
-        batch = _batch(text, found)
+        batch = _batch(text, found).to(model.device)
         routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
-        states = model.encoder(batch.ids.to(model.device), batch.cu_seqlens.to(model.device), ends_of=routing)[1:]
-        parts.append(nearness(states, batch.token_ids.to(model.device), embeddings))
+        states = model.encoder.chunks(batch.ids, batch.cu_seqlens, routing)[1:]
+        parts.append(nearness(states, batch.token_ids, embeddings))
     columns = zip(*((each.token_ids, each.cosine, each.squared, each.nearest) for each in parts), strict=True)
     return Nearness(*map(np.concatenate, columns)), left_out
 

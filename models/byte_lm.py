@@ -160,7 +160,7 @@ class ByteLM(HubModel):
         routing = self.router(h, ids, cu_seqlens)
         if boundary is not None:
             routing = bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
-        chunks = self.core(bytekernels.gather_chunks(h, routing), routing.cu_chunks)
+        chunks = self.core(self.encoder.chunks(ids, cu_seqlens, routing, h), routing.cu_chunks)
         logits, draft = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
         return ByteLMOutput(logits, routing, h, chunks, draft)
 
@@ -186,10 +186,17 @@ class ByteLM(HubModel):
         self.config.token_head = False
         del self.token_head
 
-    def token_hidden(self, h: Tensor, boundary: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """The core's states at given chunk ends, which the token head reads (stage 1): [M, d_core]."""
+    def token_hidden(self, h: Tensor, ids: Tensor, boundary: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The core's states at given chunk ends, which the token head reads (stage 1): [M, d_core].
+
+        Args:
+            h: [T, d_core], the encoder's states.
+            ids: uint8 [T].
+            boundary: bool [T], the chunk ends.
+            cu_seqlens: int32 [S+1].
+        """
         routing = bytekernels.routing_of(boundary, cu_seqlens)
-        return self.core(bytekernels.gather_chunks(h, routing), routing.cu_chunks)
+        return self.core(self.encoder.chunks(ids, cu_seqlens, routing, h), routing.cu_chunks)
 
     def empty_state(self, sequences: int) -> DecodingState:
         """The decoding state of S sequences that have not begun."""
@@ -235,7 +242,9 @@ class ByteLM(HubModel):
         read = ids[before]
         cu_read = cu_seqlens - torch.arange(sequences + 1, dtype=torch.int32, device=ids.device)
         routing = bytekernels.routing_of((boundary | (ids == BOS))[before], cu_read)
-        chunks = self.core.prefill(bytekernels.gather_chunks(h[before], routing), routing.cu_chunks, state.cache)
+        read_chunks = self.encoder.chunks(read, cu_read, routing, h[before])
+        chunks = self.core.prefill(read_chunks, routing.cu_chunks, state.cache)
+        self.encoder.open_chunks(ids, cu_seqlens, boundary, state.encoder)
         held = self.dechunk.held(chunks, h[before], routing)
         state.decoder.clear()
         u = held + self.dechunk.residual(h[before])
@@ -279,7 +288,7 @@ class ByteLM(HubModel):
     def close_chunks(self, h: Tensor, closed: Tensor, state: DecodingState) -> None:
         """The middle of a step: the core reads a chunk of each sequence in ``closed`` (bool [S]), ended by ``h``."""
         first = state.cache.lengths == 0
-        chunks = self.core.step(h, state.cache, closed)
+        chunks = self.core.step(self.encoder.close(h, closed, state.encoder), state.cache, closed)
         state.held.copy_(self.dechunk.step(state.held, chunks, h, closed, first))
 
     def step_decoder(

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 DECHUNK_WEIGHTS = ("hold", "causal", "lookahead")
 ENCODERS = ("mamba2", "attention")
 ROUTERS = ("integrated", "split")
+SUFFIX_SCOPES = ("sequence", "chunk")
 # What transformers itself may write into a config.json beside its own fields.
 FOREIGN_SETTINGS = {
     *("attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation", "num_labels"),
@@ -40,6 +41,7 @@ class ByteLMConfig(PreTrainedConfig):
         router_layers: blocks of a split router's encoder.
         suffix_bytes: bytes of the teacher's vocabulary, whose longest string at each byte is a feature of the encoder
             (:mod:`models.suffix`); 0 for no suffix features.
+        suffix_scope: where that string may begin: anywhere in the ``sequence``, or inside the ``chunk`` that it ends.
         bridge_inner: inner width of the SwiGLUs between ``width`` and the core's width.
         router_inner: inner width of the router's two SwiGLUs.
         lookahead: True for a router of chunk ends that sees the next byte, False for H-Net's chunk starts.
@@ -70,6 +72,7 @@ class ByteLMConfig(PreTrainedConfig):
     router: str = "integrated"
     router_layers: int = 2
     suffix_bytes: int = 0
+    suffix_scope: str = "sequence"
     bridge_inner: int = 8192
     router_inner: int = 8192
     lookahead: bool = True
@@ -158,7 +161,12 @@ class ByteLMConfig(PreTrainedConfig):
             raise ValueError(f"num_groups must divide the {self.num_heads} heads, got {self.num_groups}")
         if self.conv_kernel < 2:
             raise ValueError(f"conv_kernel must be at least 2, got {self.conv_kernel}")
-        for name, choices in (("dechunk", DECHUNK_WEIGHTS), ("encoder", ENCODERS), ("router", ROUTERS)):
+        for name, choices in (
+            ("dechunk", DECHUNK_WEIGHTS),
+            ("encoder", ENCODERS),
+            ("router", ROUTERS),
+            ("suffix_scope", SUFFIX_SCOPES),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.encoder == "attention":
@@ -173,6 +181,8 @@ class ByteLMConfig(PreTrainedConfig):
                 )
         if self.dechunk == "lookahead" and not self.lookahead:
             raise ValueError("dechunk='lookahead' needs a lookahead router; H-Net's router is causal: use 'causal'")
+        if self.suffix_scope == "chunk" and not self.lookahead:
+            raise ValueError("suffix_scope='chunk' needs lookahead=True: H-Net's chunks have no known last byte")
         if self.draft_head and not self.lookahead:
             raise ValueError("draft_head=True needs lookahead=True: with H-Net's causal router a draft serves nothing")
 

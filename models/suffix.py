@@ -3,9 +3,14 @@
 To the encoder's state at each byte is added, through a linear map that begins as the identity, the teacher's embedding
 of the longest vocabulary string that ends there (:func:`bytekernels.longest_suffix`). Where that string is the token
 that the tokenizer would end on the byte, as it is at most of its ends, the encoder begins aligned.
+
+The string may begin anywhere in the text before the byte (``suffix_scope="sequence"``), or not before the chunk that
+ends on the byte (``"chunk"``). Then a chunk that is a token always has that token's embedding; but features depend on
+where chunks end, so the core alone sees them: the router, which decides that, and the dechunk's residual do not.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bytekernels
-from bytekernels import BOS, EOS, SortedVocabulary, SuffixState, SuffixTrie
+from bytekernels import BOS, EOS, Routing, SortedVocabulary, SuffixState, SuffixTrie
+from bytekernels.ragged import cu_seqlens_of, segment_ids
 from models.config import ByteLMConfig
 
 
@@ -42,6 +48,17 @@ class Vocabulary(NamedTuple):
         return SortedVocabulary(strings)
 
 
+@dataclass
+class ChunkSuffixState(SuffixState):
+    """The bytes of each sequence's open chunk, and the token that they end with.
+
+    Attributes:
+        newest: int64 [S], -1 for none.
+    """
+
+    newest: Tensor
+
+
 class SuffixFeatures(nn.Module):
     """Features of bytes, [T, d_core]. Strings and embeddings are buffers: saved with the model, and trained by nothing.
 
@@ -59,6 +76,7 @@ class SuffixFeatures(nn.Module):
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__()
+        self.of_whole_chunks = config.suffix_scope == "chunk"
         entries, width = config.core_config().vocab_size, config.core_width
         self.register_buffer("text", torch.zeros(config.suffix_bytes, dtype=torch.uint8))
         self.register_buffer("sizes", torch.zeros(entries, dtype=torch.int32))
@@ -109,24 +127,69 @@ class SuffixFeatures(nn.Module):
     def forward(
         self, ids: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None, states: list[Any] | None = None
     ) -> Tensor:
-        """uint8 [T], packed, to [T, d_core], or of ``rows`` (int32 [M]) alone to [M, d_core].
+        """Of scope "sequence": uint8 [T], packed, to [T, d_core], or of ``rows`` (int32 [M]) alone to [M, d_core].
 
         To ``states`` the state is added from which :meth:`step` goes on.
         """
         if states is not None:
             states.append(SuffixState.after(ids, cu_seqlens, self.suffixes))
-        found = bytekernels.longest_suffix(ids, cu_seqlens, self.suffixes, rows=rows)
-        return self._features(ids if rows is None else ids[rows], found)
+        return self._embedded(self._tokens(ids, cu_seqlens, rows))
 
     def step(self, ids: Tensor, state: SuffixState, active: Tensor | None = None) -> Tensor:
         """One more byte of each of S sequences, uint8 [S] to [S, d_core]; active ones' state is updated in place."""
-        return self._features(ids, bytekernels.longest_suffix_step(ids, state, self.suffixes, active=active))
+        return self._embedded(self._next_tokens(ids, state, active))
+
+    def of_chunks(self, ids: Tensor, cu_seqlens: Tensor, routing: Routing) -> Tensor:
+        """Of scope "chunk": the features of M chunks, [M, d_core]."""
+        # What follows a sequence's last chunk end joins the next one's BOS, whose feature nothing before it decides.
+        segments = torch.cat([cu_seqlens[:1], routing.index + 1, cu_seqlens[-1:]])
+        return self._embedded(self._tokens(ids, segments, routing.index))
+
+    def open_chunks(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor) -> ChunkSuffixState:
+        """The state after packed sequences, none of them empty, of which every last byte's bit is still to come.
+
+        Args:
+            ids: uint8 [T].
+            cu_seqlens: int32 [S+1].
+            boundary: bool [T], where chunks end; at last bytes it is not read.
+        """
+        place, last = torch.arange(ids.shape[0], device=ids.device), cu_seqlens[1:].long() - 1
+        ended = torch.where(boundary, place, -1)
+        ended[last] = -1
+        start = torch.maximum(ended.cummax(0).values[last] + 1, cu_seqlens[:-1].long())
+        is_open = place >= start[segment_ids(cu_seqlens, ids.shape[0])]
+        text, offsets = ids[is_open], cu_seqlens_of(last + 1 - start)
+        kept = SuffixState.after(text, offsets, self.suffixes)
+        return ChunkSuffixState(kept.recent, kept.counts, self._tokens(text, offsets, offsets[1:] - 1))
+
+    def take(self, ids: Tensor, state: ChunkSuffixState, active: Tensor | None = None) -> None:
+        """One more byte, uint8 [S], of the open chunk of each active sequence."""
+        token = self._next_tokens(ids, state, active)
+        state.newest.copy_(token if active is None else torch.where(active, token, state.newest))
+
+    def close(self, state: ChunkSuffixState, closed: Tensor) -> Tensor:
+        """The features of open chunks, [S, d_core]; those of ``closed`` (bool [S]) end, and new ones begin."""
+        features = self._embedded(state.newest)
+        state.counts.masked_fill_(closed, 0)
+        return features
 
     def empty_state(self, sequences: int) -> SuffixState:
-        return SuffixState.empty(sequences, self.suffixes)
+        kept = SuffixState.empty(sequences, self.suffixes)
+        if not self.of_whole_chunks:
+            return kept
+        return ChunkSuffixState(kept.recent, kept.counts, torch.full_like(kept.counts, -1, dtype=torch.int64))
 
-    def _features(self, ids: Tensor, found: Tensor) -> Tensor:
+    def _tokens(self, ids: Tensor, cu_seqlens: Tensor, rows: Tensor | None) -> Tensor:
+        """The token whose embedding is each byte's feature, or each row's: int64, -1 for none."""
+        found = bytekernels.longest_suffix(ids, cu_seqlens, self.suffixes, rows=rows)
+        return self._with_ends(ids if rows is None else ids[rows], found)
+
+    def _next_tokens(self, ids: Tensor, state: SuffixState, active: Tensor | None) -> Tensor:
+        return self._with_ends(ids, bytekernels.longest_suffix_step(ids, state, self.suffixes, active=active))
+
+    def _with_ends(self, ids: Tensor, found: Tensor) -> Tensor:
         bos, eos = self.ends
-        token = torch.where(ids == BOS, bos, torch.where(ids == EOS, eos, found.long()))
-        embedded = F.embedding(token.clamp(min=0), self.table) * (token >= 0)[:, None]
-        return self.map(embedded)
+        return torch.where(ids == BOS, bos, torch.where(ids == EOS, eos, found.long()))
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return self.map(F.embedding(tokens.clamp(min=0), self.table) * (tokens >= 0)[:, None])

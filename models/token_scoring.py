@@ -213,7 +213,7 @@ def _stage_1_hidden(model: ByteLM, texts: "Sequence[_Tokens]") -> Tensor:
     ends = np.cumsum(np.concatenate([*sizes, one.repeat(len(PADDING))])) - 1
     boundary = torch.zeros(len(ids), dtype=torch.bool, device=device)
     boundary[torch.from_numpy(ends).to(device)] = True
-    return model.token_hidden(model.encoder(ids, cu_seqlens), boundary, cu_seqlens)
+    return model.token_hidden(model.encoder(ids, cu_seqlens), ids, boundary, cu_seqlens)
 
 
 def _bos_of(model: PreTrainedModel) -> int:

@@ -119,10 +119,13 @@ class TokenHeadWriter:
             bits.append(mine.tolist())
         blocks: list[BlockState] = []
         h = model.encoder(ids, cu_seqlens, blocks)
-        routing = bytekernels.routing_of(boundary.to(ids.device) | (ids == BOS), cu_seqlens)
+        ends = boundary.to(ids.device) | (ids == BOS)
+        routing = bytekernels.routing_of(ends, cu_seqlens)
         cache = model.core.empty_cache(len(cu_seqlens) - 1)
-        chunks = model.core.prefill(bytekernels.gather_chunks(h, routing), routing.cu_chunks, cache)
+        chunks = model.core.prefill(model.encoder.chunks(ids, cu_seqlens, routing, h), routing.cu_chunks, cache)
         last = routing.cu_chunks[1:].long() - 1
+        model.encoder.open_chunks(ids, cu_seqlens, ends, blocks)
+        model.encoder.close(h[routing.index[last]], torch.ones_like(last, dtype=torch.bool), blocks)
         state = DecodingState(blocks, [], [], cache, chunks[last])
         return state.select(torch.arange(len(texts), device=ids.device)), bits
 
@@ -134,7 +137,7 @@ class TokenHeadWriter:
         closed = ends & active
         node = torch.where(closed, 0, torch.where(active, self.vocabulary.child(node, byte), node))
         if bool(closed.any()):
-            chunks = self.model.core.step(h, state.cache, closed)
+            chunks = self.model.core.step(self.model.encoder.close(h, closed, state.encoder), state.cache, closed)
             state.held = torch.where(closed[:, None], chunks, state.held)
             logits = torch.where(closed[:, None], self.model.token_head(state.held), logits)
         return logits, node

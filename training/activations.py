@@ -194,9 +194,9 @@ def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extr
         h = model.encoder(ids, cu_seqlens)
     if stage.name in ("1.1", "1.2", "joint"):
         if stage.name == "joint":
-            ends = bytekernels.gather_chunks(h, by_token)
+            ends = model.encoder.chunks(ids, cu_seqlens, by_token, h)
         else:
-            ends = model.encoder(ids, cu_seqlens, ends_of=by_token)
+            ends = model.encoder.chunks(ids, cu_seqlens, by_token)
         F.mse_loss(ends.float(), torch.empty(ends.shape))
         if stage.name != "1.1":
             _KeptGradient.apply(_core(model, ends).to(dtype))
@@ -212,12 +212,12 @@ def _objective(model: ByteLM, stage: Stage, rows: Rows, dtype: torch.dtype, extr
         _consistency_loss(routing, flags)
     if stage.name in ("1.3", "joint"):
         return
-    chunks = _core(model, bytekernels.gather_chunks(h, routing))
+    chunks = _core(model, model.encoder.chunks(ids, cu_seqlens, routing, h))
     logits, draft = model.decoder(model.dechunk(chunks, h, routing), ids, cu_seqlens)
     if model.config.dechunk == "causal":
         F.binary_cross_entropy_with_logits(model.dechunk.weight_logits(h), flags.float())
     if extras.distill or extras.anchor:
-        hidden = _core(model, bytekernels.gather_chunks(h, by_token)).to(dtype)
+        hidden = _core(model, model.encoder.chunks(ids, cu_seqlens, by_token, h)).to(dtype)
         for _ in range(extras.distill + extras.anchor):
             _KeptGradient.apply(hidden)
     ledger.part = "logits"

@@ -60,7 +60,7 @@ class Anchor(nn.Module):
     def forward(self, batch: AlignedBatch) -> Tensor:
         """The core's state at every token's end: [M, d_core]. The bytes are the batch's own, noised where they are."""
         routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
-        return self.core(self.encoder(batch.ids, batch.cu_seqlens, ends_of=routing), routing.cu_chunks)
+        return self.core(self.encoder.chunks(batch.ids, batch.cu_seqlens, routing), routing.cu_chunks)
 
     @property
     def head(self) -> Tensor:

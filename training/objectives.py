@@ -91,7 +91,7 @@ def alignment(context: Context, batch: AlignedBatch) -> Loss:
 
 
 def _token_ends(context: Context, batch: AlignedBatch, routing: Routing) -> Tensor:
-    return context.model.encoder(batch.ids, batch.cu_seqlens, ends_of=routing)
+    return context.model.encoder.chunks(batch.ids, batch.cu_seqlens, routing)
 
 
 def distillation(context: Context, batch: AlignedBatch) -> Loss:
@@ -166,7 +166,9 @@ def joint(context: Context, batch: AlignedBatch) -> Loss:
     model = context.model
     h = model.encoder(batch.ids, batch.cu_seqlens)
     by_token = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
-    means = _distillation_means(context, batch, bytekernels.gather_chunks(h, by_token), by_token)
+    means = _distillation_means(
+        context, batch, model.encoder.chunks(batch.ids, batch.cu_seqlens, by_token, h), by_token
+    )
     prob = model.router(h, batch.ids, batch.cu_seqlens).prob
     means["boundary"] = context.recipe.boundary_weight * _boundary_loss(context, batch, prob)
     return _loss(_count(batch.token_ids), **means, **_consistency_means(context, batch, prob))
@@ -192,7 +194,7 @@ def end_to_end(context: Context, batch: AlignedBatch) -> Loss:
         means["boundary"] = recipe.boundary_weight * _boundary_loss(context, batch, output.routing.prob)
     means |= _consistency_means(context, batch, output.routing.prob)
     if recipe.distill_weight or recipe.anchor_weight:
-        hidden = model.token_hidden(output.h, batch.token_end, batch.cu_seqlens)
+        hidden = model.token_hidden(output.h, batch.ids, batch.token_end, batch.cu_seqlens)
     if recipe.distill_weight:
         means["kl"] = recipe.distill_weight * _token_kl(context, context.teacher, batch, hidden, "reverse")
     if recipe.anchor_weight:

@@ -132,6 +132,7 @@ class ModelRecipe:
     dechunk: str = "hold"
     draft_head: bool = False
     suffix_features: bool = False
+    suffix_scope: str = "sequence"
 
     def settings(self, vocabulary_bytes: int) -> dict[str, Any]:
         """Settings of a :class:`models.ByteLMConfig`, for a teacher whose vocabulary has so many bytes."""

@@ -40,7 +40,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", metavar="PATH", help=DATA_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--from", dest="start", type=Path, metavar="DIR", help="start the stage from this model")
-    parser.add_argument("--budget", metavar="TIME", help="training time, such as 3m: of the one stage, or all scaled to it")
+    parser.add_argument(
+        "--budget", metavar="TIME", help="training time, such as 3m: of the one stage, or all scaled to it"
+    )
     parser.add_argument("--control", action="store_true", help="also train the control (a fresh core)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep finished stages, go on from the last checkpoint")

@@ -76,11 +76,13 @@ STRINGS = [
     *(bytes([i]) for i in range(100, 140)),
 ]
 SUFFIX = dict(suffix_bytes=sum(map(len, STRINGS)))
+CHUNK = dict(**SUFFIX, suffix_scope="chunk", dechunk="causal")
 ABLATED = dict(encoder="attention", attention_window=5, router="split", router_layers=1)
 
 
 @pytest.fixture(
-    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX], ids=["hold", "causal", "ablated", "suffix"]
+    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX, CHUNK],
+    ids=["hold", "causal", "ablated", "suffix", "chunk"],
 )
 def model(request) -> ByteLM:
     return small_model(**request.param)

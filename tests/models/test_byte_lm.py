@@ -103,7 +103,7 @@ def test_token_hidden_reads_the_given_ends():
     h = model.encoder(ids, cu_seqlens)
     routing = routing_of(boundary, cu_seqlens)
     expected = model.core(h[routing.index.long()], routing.cu_chunks)
-    torch.testing.assert_close(model.token_hidden(h, boundary, cu_seqlens), expected)
+    torch.testing.assert_close(model.token_hidden(h, ids, boundary, cu_seqlens), expected)
 
 
 def test_every_parameter_of_stage_two_gets_a_gradient(model):

@@ -24,6 +24,8 @@ def make(**settings) -> ByteLMConfig:
         (dict(dechunk="lookahead", lookahead=False), "dechunk='lookahead' needs a lookahead router"),
         (dict(draft_head=True, lookahead=False), "draft_head=True needs lookahead=True"),
         (dict(encoder="mamba"), "encoder must be one of mamba2, attention, got 'mamba'"),
+        (dict(suffix_scope="word"), "suffix_scope must be one of sequence, chunk, got 'word'"),
+        (dict(suffix_scope="chunk", lookahead=False), "suffix_scope='chunk' needs lookahead=True"),
         (dict(router="own"), "router must be one of integrated, split, got 'own'"),
         (
             dict(encoder="attention", width=72),

@@ -160,7 +160,7 @@ def test_a_stage_one_model_is_scored_at_the_tokenizers_ends():
     data = b"contextend"
     ids = torch.tensor([0xFE, *data], dtype=torch.uint8)
     ends = torch.tensor([True, *[i % 2 == 1 for i in range(10)]])
-    hidden = model.token_hidden(model.encoder(ids, torch.tensor([0, 11], dtype=torch.int32)), ends,
+    hidden = model.token_hidden(model.encoder(ids, torch.tensor([0, 11], dtype=torch.int32)), ids, ends,
                                 torch.tensor([0, 11], dtype=torch.int32))  # fmt: skip
     targets = torch.from_numpy(words(["contextend"])[0].ids.astype(np.int64))
     expected = torch.log_softmax(model.token_head(hidden)[:-1].double(), -1).gather(1, targets[:, None]).sum()

@@ -9,7 +9,7 @@ from bytekernels import BOS, EOS, pack_bytes, routing_of
 from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 from models.suffix import SuffixFeatures, Vocabulary
-from tests.models.conftest import PROMPTS, STRINGS, SUFFIX, small_model, small_teacher
+from tests.models.conftest import CHUNK, PROMPTS, STRINGS, SUFFIX, small_model, small_teacher
 
 VOCABULARY = Vocabulary(STRINGS, bos_id=48, eos_id=49)
 
@@ -56,6 +56,51 @@ def test_a_fresh_encoder_is_the_teachers_embeddings_where_the_string_is_the_toke
     ends[[0, 4, 5, 9, 10]] = True
     h = model.encoder(ids, cu_seqlens, ends_of=routing_of(ends, cu_seqlens))
     torch.testing.assert_close(h, teacher.get_input_embeddings().weight[[48, 2, 3, 4, 0]])
+
+
+@torch.no_grad()
+def test_of_scope_chunk_a_chunk_that_is_a_string_has_its_embedding():
+    """In the midst of any text, where of scope "sequence" a longer string would end there."""
+    torch.manual_seed(0)
+    teacher = small_teacher()
+    sizes = dict(width=24, head_dim=12, state_size=8, bridge_inner=40, router_inner=20)
+    model = ByteLM.from_teacher(teacher, ByteLMConfig(**sizes, **SUFFIX, suffix_scope="chunk"), VOCABULARY)
+    texts = [b"h" + b"el" + b"hell" + b"o", b"h", b"xyz" + b" wor"]  # x, y, z end no chunk: the last is no string
+    ids, cu_seqlens = pack_bytes(texts)
+    starts, ends = cu_seqlens[:-1].tolist(), torch.zeros(len(ids), dtype=torch.bool)
+    ends[[*starts, *(starts[0] + place for place in (1, 3, 7, 8)), starts[1] + 1, starts[2] + 7]] = True
+    found = model.encoder.chunks(ids, cu_seqlens, routing_of(ends, cu_seqlens))
+    wanted = [48, 0, 1, 2, 3, 48, 0, 48, 4]
+    torch.testing.assert_close(found, teacher.get_input_embeddings().weight[wanted])
+    h = model.encoder(ids, cu_seqlens)
+    torch.testing.assert_close(h, torch.zeros_like(h))  # nothing of it reaches the router
+    assert torch.equal(model.encoder.chunks(ids, cu_seqlens, routing_of(ends, cu_seqlens), h), found)
+
+
+@torch.no_grad()
+def test_open_chunks_close_as_in_a_whole_text():
+    model = small_model(**CHUNK)
+    encoder, suffix = model.encoder, model.encoder.suffix
+    texts = [b"hello world hell", b"", b"o", b"helloel"]
+    ids, cu_seqlens = pack_bytes(texts)
+    draw = torch.Generator().manual_seed(0)
+    boundary = (torch.rand(len(ids), generator=draw) < 0.3) | (ids == BOS)
+    boundary[cu_seqlens[1:].long() - 1] = True
+    expected = suffix.of_chunks(ids, cu_seqlens, routing_of(boundary, cu_seqlens))
+    row = 0
+    state = encoder.empty_state(1)[-1]
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        state.counts.zero_()
+        for at in range(start, stop):
+            suffix.take(ids[at : at + 1], state)
+            if boundary[at]:
+                torch.testing.assert_close(suffix.close(state, torch.tensor([True]))[0], expected[row])
+                row += 1
+    assert row == len(expected)
+    opened = suffix.open_chunks(ids, cu_seqlens, boundary)
+    last = routing_of(boundary, cu_seqlens).cu_chunks[1:].long() - 1
+    torch.testing.assert_close(suffix.close(opened, torch.ones(4, dtype=torch.bool)), expected[last])
+    assert not opened.counts.any()
 
 
 def test_strings_and_table_are_saved_and_never_trained(tmp_path):

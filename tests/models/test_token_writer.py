@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bytekernels import BOS, EOS, gather_chunks, routing_of
+from bytekernels import BOS, EOS, routing_of
 from models import ByteLM, Sampling, TokenHeadWriter
 from models.suffix import Vocabulary
-from tests.models.conftest import STRINGS, SUFFIX, small_model
+from tests.models.conftest import CHUNK, STRINGS, SUFFIX, small_model
 
 VOCABULARY = Vocabulary(STRINGS, bos_id=48, eos_id=49)
 PROMPTS = ["hello world", "", "dfeg", "漢hell"]
@@ -34,7 +34,7 @@ def encode(texts):
     return found
 
 
-@pytest.fixture(params=[{}, SUFFIX], ids=["plain", "suffix"])
+@pytest.fixture(params=[{}, SUFFIX, CHUNK | {"dechunk": "hold"}], ids=["plain", "suffix", "chunk"])
 def model(request) -> ByteLM:
     found = small_model(**request.param)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def distribution(model: ByteLM, text: bytes, bits: list[bool]) -> dict[tuple[int
     ids = torch.tensor([BOS, *text], dtype=torch.uint8)
     cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32)
     routing = routing_of(torch.tensor([True, *bits]), cu_seqlens)
-    chunks = model.core(gather_chunks(model.encoder(ids, cu_seqlens), routing), routing.cu_chunks)
+    chunks = model.core(model.encoder.chunks(ids, cu_seqlens, routing), routing.cu_chunks)
     strings = [*STRINGS, *[b""] * (49 - len(STRINGS)), bytes([EOS])]
     weights = model.token_head(chunks[-1]).double().exp()
     begun = text[len(text) - bits[::-1].index(True) if True in bits else 0 :]

@@ -20,7 +20,7 @@ def test_where_strings_are_tokens_it_is_the_teacher(teacher, tokenizer):
     ids, cu_seqlens = pack_bytes([text.encode()])
     ends = torch.zeros(len(ids), dtype=torch.bool)
     ends[np.concatenate([[0], np.cumsum(found.lengths)])] = True
-    hidden = model.token_hidden(model.encoder(ids, cu_seqlens), ends, cu_seqlens)
+    hidden = model.token_hidden(model.encoder(ids, cu_seqlens), ids, ends, cu_seqlens)
     token_ids = torch.tensor([tokens.bos_id, *found.ids.tolist()])
     embeddings = teacher.get_input_embeddings()(token_ids)
     expected = run_packed(teacher.base_model, embeddings, torch.tensor([0, len(token_ids)], dtype=torch.int32))

@@ -287,7 +287,7 @@ def test_an_anchor_is_the_model_as_it_was(teacher, noised):
             parameter.mul_(1.1)
     loss = objectives.end_to_end(this, noised)
     h = this.model.encoder(noised.ids, noised.cu_seqlens)
-    hidden = this.model.token_hidden(h, noised.token_end, noised.cu_seqlens)
+    hidden = this.model.token_hidden(h, noised.ids, noised.token_end, noised.cu_seqlens)
     student, anchored = (this.model.token_head(x).log_softmax(-1) for x in (hidden, this.anchor(noised)))
     kl = (student.exp() * (student - anchored)).sum(-1).mean().detach()
     assert float(loss.parts["anchor"] / loss.count) == pytest.approx(0.3 * float(kl), rel=1e-3) and float(kl) > 0
