@@ -38,6 +38,12 @@ ROWS = Path(__file__).with_name("ablations.toml")
 BASE = "base"
 RECIPE = ROOT / "training" / "recipes" / "ablation.toml"
 PROSE_BYTES, CODE_BYTES = 12_000_000, 12_000_000
+INTRODUCTION = (
+    "Means over seeds ± standard deviations. `python evals/ablations.py ROW --seeds 0 1 2` runs a row (`base` first);",
+    "with `--commands` it prints what that is, and `--table docs/results/ablations` writes this page. What the table",
+    "says, and what it does not: [a reading](../ablations.md). KL is to the teacher's next token, in nats a token, at",
+    "the end of the stage that distils; rows that begin after it have the base's.",
+)
 NOISES = ("antspeak", "drop", "random_case", "missing_space")
 
 
@@ -283,22 +289,19 @@ def page(rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> 
         pairs = [(one, base[seed]) for seed, one in found[row.name].items() if seed in base]
         return mean_and_sd([one["student_bpb"] - other["student_bpb"] for one, other in pairs if "student_bpb" in one])
 
+    def token_kl(row: Row) -> str:
+        """After the stage that distils."""
+        return cells(row, "1.2 kl")[0] or cells(row, "joint kl")[0]
+
     shown = [row for row in rows if row.name in found]
-    intro = [
-        "# Ablations",
-        "",
-        "Means over seeds ± standard deviations. `python evals/ablations.py ROW --seeds 0 1 2` runs a row (`base` first),",
-        "`--commands` prints what that runs, `--table docs/results/ablations` writes this page. What it says, and what it",
-        "does not: [a reading](../ablations.md).",
-        "",
-    ]
-    head = ["row", "scored on", "seeds", "bits/byte", "above the base", "retention", "boundary F1"]
+    intro = ["# Ablations", "", *INTRODUCTION, ""]
+    head = ["row", "scored on", "seeds", "KL after stage 1", "bits/byte", "above the base", "retention", "boundary F1"]
     head.append("teacher-forced, leaks")
     lines = intro + table(
         head,
         [
             [
-                *(f"`{row.name}`: {row.title}", row.stage_2, str(len(found[row.name]))),
+                *(f"`{row.name}`: {row.title}", row.stage_2, str(len(found[row.name])), token_kl(row)),
                 *(*cells(row, "student_bpb"), behind(row)),
                 *cells(row, "retention", "boundary_f1", "leaking"),
             ]

@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sysconfig
 import warnings
 import zlib
@@ -400,6 +401,8 @@ def python_files() -> list[tuple[str, str]]:
 def _start_worker() -> None:
     import gc
 
+    # The pool ends its workers by it, in the midst of a write if need be; a handler of the caller's would survive that.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # a syntax tree has no cycles; collecting costs a third of the parse
     warnings.simplefilter("ignore", SyntaxWarning)
     warnings.simplefilter("ignore", DeprecationWarning)

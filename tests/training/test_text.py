@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import multiprocessing
+import signal
 
 import pytest
 
 from training import text
 from training.errors import UserError
+from training.loop import told_to_stop
 from training.text import Skipped, hash_fraction, is_held_out, python_docs, read_documents
 
 
@@ -192,3 +195,9 @@ def test_python_docs_stop_at_the_limit(installation):
     fewer = list(python_docs(limit_bytes=total // 2))
     assert fewer == documents[: len(fewer)]
     assert 0 < sum(len(d.text) for d in fewer) <= total // 2
+
+
+def test_workers_end_when_told_whatever_the_run_does():
+    """Or a run that has read enough would wait for ever for a worker that is still writing."""
+    with told_to_stop(), multiprocessing.get_context("fork").Pool(1, initializer=text._start_worker) as pool:
+        assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL
