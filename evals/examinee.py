@@ -17,6 +17,7 @@ from models.writer import Mode, check_mode
 from training.alignment import TokenBytes
 from training.errors import UserError
 from training.teacher import load_teacher
+from training.vocabulary import vocabulary_of
 
 BYTES_PER_TOKEN = 4  # what a length that a task gives in tokens is worth
 
@@ -151,7 +152,7 @@ def examinee(
         likelihood = "along the teacher's tokens"
         if model is None:
             return Examinee(asked, by_tokens, likelihood, tokenizer)
-        writer = TokenHeadWriter(cast(ByteLM, asked), tokens.vocabulary(), tokens.encode)
+        writer = TokenHeadWriter(cast(ByteLM, asked), vocabulary_of(tokens), tokens.encode)
         return Examinee(asked, by_tokens, likelihood, by_token_head=writer)
     except ValueError as error:
         raise UserError(str(error)) from error

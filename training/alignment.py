@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from models.suffix import Vocabulary
 from training.errors import UserError
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -94,11 +93,6 @@ class TokenBytes:
     def __getitem__(self, token_id: int) -> bytes:
         start = int(self.starts[token_id])
         return self.flat[start : start + int(self.sizes[token_id])].tobytes()
-
-    def vocabulary(self) -> Vocabulary:
-        """What suffix features match: all but special tokens."""
-        strings = [b"" if special else self[i] for i, special in enumerate(self.special)]
-        return Vocabulary(strings, self.bos_id, self.eos_id)
 
     def join(self, ids: np.ndarray) -> np.ndarray:
         """The bytes of the tokens `ids` [n], one after another: uint8."""

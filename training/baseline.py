@@ -21,6 +21,7 @@ from models.suffix import Vocabulary
 from training.alignment import TokenBytes
 from training.errors import UserError
 from training.teacher import load_teacher
+from training.vocabulary import vocabulary_of
 
 # Of the parts that nothing runs through but for the suffix features: as small as they can be.
 SIZES = dict(width=16, encoder_layers=0, decoder_layers=0, state_size=16, head_dim=16, bridge_inner=1, router_inner=1)
@@ -45,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         teacher, tokenizer = load_teacher(options.teacher)
         tokens = TokenBytes(tokenizer)
-        model = baseline(teacher, tokens.vocabulary())
+        model = baseline(teacher, vocabulary_of(tokens))
         model.save_pretrained(options.out)
-        writer = TokenHeadWriter(model, tokens.vocabulary(), tokens.encode)
+        writer = TokenHeadWriter(model, vocabulary_of(tokens), tokens.encode)
         for one in writer.write(options.prompt, max_new_bytes=options.max_new_bytes):
             print(one.with_boundaries())
     except (UserError, ValueError, OSError) as error:

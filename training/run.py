@@ -45,7 +45,7 @@ from training.stages import CONTROL, STAGES, TEACHER, Stage
 from training.stream import StreamBatches
 from training.student import check_model_folder, load_student
 from training.teacher import load_teacher, small_teacher
-from training.vocabulary import VocabularyDraw
+from training.vocabulary import VocabularyDraw, vocabulary_of
 
 
 class Run:
@@ -190,7 +190,7 @@ class Run:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The teacher's, in bytes."""
-        return TokenBytes(self.tokenizer).vocabulary()
+        return vocabulary_of(TokenBytes(self.tokenizer))
 
     def run_stage(self, name: str, model: ByteLM, start: Path | None = None) -> dict[str, Any]:
         """Train one stage and keep its model; returns its row of the report.

@@ -18,8 +18,15 @@ import torch
 
 import bytekernels
 from bytekernels import BOS, EOS, AlignedBatch, SuffixTrie
+from models.suffix import Vocabulary
 from training.alignment import TokenBytes
 from training.noise import content_generator
+
+
+def vocabulary_of(tokens: TokenBytes) -> Vocabulary:
+    """What a text's bytes are matched against: all but special tokens."""
+    strings = [b"" if special else tokens[i] for i, special in enumerate(tokens.special)]
+    return Vocabulary(strings, tokens.bos_id, tokens.eos_id)
 
 
 class Replaced(NamedTuple):
@@ -76,7 +83,7 @@ class VocabularyDraw:
 
     @cached_property
     def _trie(self) -> SuffixTrie:
-        return SuffixTrie(self.tokens.vocabulary().strings)
+        return SuffixTrie(vocabulary_of(self.tokens).strings)
 
     def apply(self, batch: AlignedBatch) -> AlignedBatch:
         """Replace tokens of a batch on the CPU. Sequences never grow, and those that are left alone keep every end."""

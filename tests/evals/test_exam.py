@@ -17,6 +17,7 @@ from models import ByteLM, ContinuationScore, Scorer, TokenHeadWriter, generate
 from training.alignment import TokenBytes
 from training.errors import UserError
 from training.teacher import load_teacher
+from training.vocabulary import vocabulary_of
 
 CPU = torch.device("cpu")
 QUESTION = Question("piqa", 3, (("a", " b"), ("a", " c")))
@@ -140,7 +141,7 @@ def test_a_question_that_cannot_be_scored_is_named(models, data, tmp_path):
 def test_a_model_of_stage_1_writes_with_its_token_head(models):
     who = examinee(models.stage_1, models.teacher, device=CPU, truncate=True)
     tokens = TokenBytes(load_teacher(models.teacher)[1])
-    writer = TokenHeadWriter(ByteLM.from_pretrained(models.stage_1).eval(), tokens.vocabulary(), tokens.encode)
+    writer = TokenHeadWriter(ByteLM.from_pretrained(models.stage_1).eval(), vocabulary_of(tokens), tokens.encode)
     (expected,) = writer.write(["the function returns"], max_new_bytes=12)
     assert who.write(["the function returns"], max_tokens=3, stop=()) == [expected.new_text]
     positions = who.scorer.positions

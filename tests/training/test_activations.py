@@ -19,6 +19,7 @@ from training.parallel import blocks_of
 from training.recipe import StageRecipe, read_recipe
 from training.stages import STAGES
 from training.teacher import small_llama
+from training.vocabulary import vocabulary_of
 
 ABLATED = ["model.encoder=attention", "model.attention_window=512", "model.router=split", "model.suffix_features=true"]
 
@@ -32,7 +33,7 @@ def quickstart(request, tokenizer):
     torch.manual_seed(0)
     recipe = read_recipe("quickstart", request.param)
     teacher = use_packed(small_llama(tokenizer, **recipe.teacher.sizes)).requires_grad_(False)
-    vocabulary = TokenBytes(tokenizer).vocabulary()
+    vocabulary = vocabulary_of(TokenBytes(tokenizer))
     settings = recipe.model.settings(vocabulary.num_bytes)
     model = ByteLM.from_teacher(teacher, ByteLMConfig(**settings), vocabulary)
     with torch.device("meta"):
@@ -93,7 +94,7 @@ def test_what_options_keep(quickstart, tokenizer, batch, numbers):
     model, planned, teacher = quickstart
     recipe, stage = StageRecipe(lr=1e-3, bytes=1, **numbers), STAGES["2.2"]
     stage.freeze_others(model)
-    vocabulary = TokenBytes(tokenizer).vocabulary().by_prefix(len(tokenizer))
+    vocabulary = vocabulary_of(TokenBytes(tokenizer)).by_prefix(len(tokenizer))
     context = Context(model, Teacher(teacher), recipe, Anchor(model), vocabulary)
     clean = Noise(0.0, ("drop",), 0.1, seed=0).apply(batch)
     found, rows = measured(context, stage, clean, torch.float32)

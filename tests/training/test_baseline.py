@@ -9,12 +9,13 @@ from models import ByteLM
 from models.core import run_packed
 from training import baseline
 from training.alignment import TokenBytes
+from training.vocabulary import vocabulary_of
 
 
 @torch.no_grad()
 def test_where_strings_are_tokens_it_is_the_teacher(teacher, tokenizer):
     tokens = TokenBytes(tokenizer)
-    model = baseline.baseline(teacher, tokens.vocabulary())
+    model = baseline.baseline(teacher, vocabulary_of(tokens))
     text = "the function returns a value"
     (found,) = tokens.encode([text])
     ids, cu_seqlens = pack_bytes([text.encode()])
@@ -38,7 +39,7 @@ def test_the_command(teacher, tokenizer, tmp_path, capsys):
     assert lines[0].replace("|", "").startswith("the function") and lines[1].replace("|", "").startswith("a value")
     assert lines[-1].endswith("--by-tokens")
     assert ByteLM.from_pretrained(out).encoder.suffix.strings()[: len(tokenizer)] == list(
-        TokenBytes(tokenizer).vocabulary().strings
+        vocabulary_of(TokenBytes(tokenizer)).strings
     )
     with pytest.raises(SystemExit):
         baseline.main(["--teacher", str(tmp_path / "nothing"), "--out", str(out)])

@@ -27,6 +27,7 @@ from training.flops import (
 from training.noise import Noise
 from training.recipe import StageRecipe
 from training.stages import STAGES
+from training.vocabulary import vocabulary_of
 
 aten = torch.ops.aten
 
@@ -202,7 +203,7 @@ def test_frozen_parts_have_no_backward_pass(teacher):
 def test_byte_marginals_run_the_teacher_and_its_head(teacher, tokenizer, batch):
     model = student(teacher)
     STAGES["2.1"].freeze_others(model)
-    vocabulary = TokenBytes(tokenizer).vocabulary().by_prefix(len(tokenizer))
+    vocabulary = vocabulary_of(TokenBytes(tokenizer)).by_prefix(len(tokenizer))
     recipe = StageRecipe(lr=1e-3, bytes=1, byte_marginals=1.0)
     context = Context(model, Teacher(teacher), recipe, vocabulary=vocabulary)
     parts = stage_parts(Sizes.of(model.config), "2.1", rows_of(batch), Extras.of("2.1", recipe))

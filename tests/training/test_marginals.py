@@ -16,6 +16,7 @@ from training.data import Batches
 from training.marginals import byte_distributions
 from training.stage_recipe import StageRecipe
 from training.stages import STAGES
+from training.vocabulary import vocabulary_of
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def batch(corpus):
 
 @pytest.fixture
 def vocabulary(tokenizer, teacher):
-    return TokenBytes(tokenizer).vocabulary().by_prefix(teacher.get_output_embeddings().weight.shape[0])
+    return vocabulary_of(TokenBytes(tokenizer)).by_prefix(teacher.get_output_embeddings().weight.shape[0])
 
 
 def context(teacher, vocabulary, **numbers) -> Context:
