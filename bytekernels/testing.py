@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,64 @@ def poisoned_memory() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         settings.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def checked_pointers() -> Iterator[None]:
+    """Hold every address that an interpreted Triton kernel reads or writes to the memory of its arguments.
+
+    The interpreter itself follows any pointer, and what a kernel writes beside its outputs shows much later, or never.
+
+    Raises:
+        triton.runtime.errors.InterpreterError: from the launch, naming the kernel.
+    """
+    from triton.runtime import interpreter
+
+    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    arguments, load, store = executor._init_args_hst, builder.create_masked_load, builder.create_masked_store
+    launched, memory = "", np.zeros((0, 2), np.uint64)
+
+    def note(self: Any, args: Any, kwargs: Any) -> Any:
+        nonlocal launched, memory
+        found = arguments(self, args, kwargs)
+        storages = [value.untyped_storage() for value in _tensors([*found[0], *found[1].values()])]
+        spans = sorted({(one.data_ptr(), one.data_ptr() + one.nbytes()) for one in storages if one.nbytes()})
+        launched, memory = self.fn.__name__, np.array(spans, np.uint64).reshape(-1, 2)
+        return found
+
+    def check(verb: str, pointers: Any, mask: Any) -> None:
+        first = np.atleast_1d(pointers.data)[np.atleast_1d(mask.data).astype(bool)].astype(np.uint64)
+        size = np.uint64(pointers.get_element_ty().primitive_bitwidth // 8)
+        span = np.searchsorted(memory[:, 0], first, "right") - 1
+        outside = span < 0
+        if len(memory):
+            outside |= first + size > memory[span, 1]
+        if outside.any():
+            raise IndexError(f"{launched} {verb} {int(outside.sum())} elements outside its arguments' memory")
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        check("reads", pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check("writes", pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    executor._init_args_hst = note
+    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
+    try:
+        yield
+    finally:
+        executor._init_args_hst = arguments
+        builder.create_masked_load, builder.create_masked_store = load, store
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value
 
 
 def ragged(lengths: Sequence[int]) -> tuple[Tensor, int]:

@@ -1,5 +1,6 @@
 """The fast implementations that a test can be run on, wherever it runs, and what their tests share."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,14 @@ import torch
 from torch import Tensor
 
 from bytekernels import dispatch
+from bytekernels.testing import checked_pointers
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_pointer_is_checked():
+    """Of Triton kernels, where they are interpreted."""
+    with contextlib.nullcontext() if torch.cuda.is_available() else checked_pointers():
+        yield
 
 
 @dataclass(frozen=True)
