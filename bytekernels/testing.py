@@ -85,7 +85,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checked_pointers() -> Iterator[None]:
-    """Hold every address that an interpreted Triton kernel reads or writes to the memory of its arguments.
+    """Hold every address that an interpreted Triton kernel loads from or stores to, to the memory of its arguments.
 
     The interpreter itself follows any pointer, and what a kernel writes beside its outputs shows much later, or never.
 

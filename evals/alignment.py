@@ -71,6 +71,9 @@ def measure(model: ByteLM, embeddings: Tensor, tokens: TokenBytes, texts: Sequen
         embeddings: [V, d_core], the teacher's input embeddings.
         tokens: of the teacher's tokenizer.
         texts: each is read from BOS on.
+
+    Raises:
+        UserError: all of them are left out.
     """
     parts, left_out = [], 0
     for text, found in zip(texts, tokens.encode(texts), strict=True):
@@ -81,6 +84,8 @@ def measure(model: ByteLM, embeddings: Tensor, tokens: TokenBytes, texts: Sequen
         routing = bytekernels.routing_of(batch.token_end, batch.cu_seqlens)
         states = model.encoder.chunks(batch.ids, batch.cu_seqlens, routing)[1:]
         parts.append(nearness(states, batch.token_ids, embeddings))
+    if not parts:
+        raise UserError("the tokenizer's tokens are the bytes of no text: give other --text, or another teacher")
     columns = zip(*((each.token_ids, each.cosine, each.squared, each.nearest) for each in parts), strict=True)
     return Nearness(*map(np.concatenate, columns)), left_out
 
@@ -129,10 +134,12 @@ def _band(least: int, most: int | None) -> str:
     return f"seen {least} to {most - 1} times" if most > 1 else "never seen"
 
 
-def occurrences(tokens: TokenBytes, paths: Sequence[str]) -> np.ndarray:
-    """How often each token occurs in files: int64 [V]."""
+def occurrences(tokens: TokenBytes, paths: Sequence[str], *, trained_on: bool = False) -> np.ndarray:
+    """How often each token occurs in files, or in what a run on them does not hold out: int64 [V]."""
     total = np.zeros(len(tokens), np.int64)
     for document in read_documents(paths):
+        if trained_on and is_held_out(document.source):
+            continue
         (found,) = tokens.encode([document.text.decode()])
         if found is not None:
             total += np.bincount(found.ids, minlength=len(total))
@@ -179,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not texts:
             raise UserError(f"{' '.join(options.text)} hold no document to measure: give more text")
         found, left_out = measure(model, embeddings, tokens, texts)
-        seen = occurrences(tokens, options.seen) if options.seen else None
+        seen = occurrences(tokens, options.seen, trained_on=options.held_out) if options.seen else None
     except (UserError, ValueError) as error:
         parser.error(str(error))
     used = embeddings[torch.from_numpy(found.token_ids).to(embeddings.device)].double()

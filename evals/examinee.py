@@ -67,15 +67,16 @@ class Examinee:
     def _shortened(self, prompt: str, max_tokens: int) -> str:
         """A prompt of a model of stage 1 without its first tokens, where they leave no room for so many more."""
         scorer = cast(TokenScorer, self.scorer)
-        (tokens,) = scorer.encode([prompt])
-        if tokens is None or scorer.positions is None:
-            return prompt
-        excess = 1 + len(tokens.ids) + max_tokens - scorer.positions
-        if excess <= 0:
-            return prompt
-        if not scorer.truncate or excess >= len(tokens.ids):
-            raise ValueError(_no_room(len(tokens.ids), max_tokens, scorer.positions))
-        return prompt.encode()[int(tokens.lengths[:excess].sum()) :].decode(errors="ignore")
+        while scorer.positions is not None:
+            (tokens,) = scorer.encode([prompt])
+            excess = 0 if tokens is None else 1 + len(tokens.ids) + max_tokens - scorer.positions
+            if tokens is None or excess <= 0:
+                break
+            if not scorer.truncate or excess >= len(tokens.ids):
+                raise ValueError(_no_room(len(tokens.ids), max_tokens, scorer.positions))
+            # What is left may be cut otherwise, into more tokens.
+            prompt = prompt.encode()[int(tokens.lengths[:excess].sum()) :].decode(errors="ignore")
+        return prompt
 
     @torch.no_grad()
     def _write_tokens(self, prompt: str, max_tokens: int, stop: Sequence[str]) -> str:

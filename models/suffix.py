@@ -43,9 +43,22 @@ class Vocabulary(NamedTuple):
 
     def by_prefix(self, entries: int) -> SortedVocabulary:
         """The vocabulary that byte marginals of a head of so many entries are taken over; EOS is the end of a text."""
-        strings = [*self.strings, *(b"" for _ in range(entries - len(self.strings)))]
+        strings = self.padded(entries)
         strings[self.eos_id] = bytes([EOS])
         return SortedVocabulary(strings)
+
+    def padded(self, entries: int) -> list[bytes]:
+        """The strings of so many ids.
+
+        Raises:
+            ValueError: there are more.
+        """
+        if len(self.strings) > entries:
+            raise ValueError(
+                f"the tokenizer has {len(self.strings)} ids, but the model's vocabulary {entries}: resize the "
+                "teacher's embeddings, or remove the tokens that were added to the tokenizer"
+            )
+        return [*self.strings, *(b"" for _ in range(entries - len(self.strings)))]
 
 
 @dataclass
@@ -98,16 +111,23 @@ class SuffixFeatures(nn.Module):
         Raises:
             ValueError: other sizes than the configuration has.
         """
-        strings = [*vocabulary.strings, *(b"" for _ in range(len(self.sizes) - len(vocabulary.strings)))]
-        if len(strings) != len(self.sizes) or vocabulary.num_bytes != len(self.text):
+        strings = vocabulary.padded(len(self.sizes))
+        if vocabulary.num_bytes != len(self.text):
             raise ValueError(
-                f"the vocabulary has {len(strings)} strings of {vocabulary.num_bytes} bytes, but the configuration "
-                f"vocab_size {len(self.sizes)} and suffix_bytes {len(self.text)}: set suffix_bytes to its num_bytes"
+                f"the vocabulary's strings have {vocabulary.num_bytes} bytes, but the configuration has suffix_bytes "
+                f"{len(self.text)}: set suffix_bytes to the vocabulary's num_bytes"
             )
         self.text.copy_(torch.from_numpy(np.frombuffer(b"".join(strings), np.uint8).copy()))
         self.sizes.copy_(torch.tensor([len(string) for string in strings]))
         self.ends.copy_(torch.tensor([vocabulary.bos_id, vocabulary.eos_id]))
         self.table.copy_(embeddings)
+        self._forget()
+
+    @torch.no_grad()
+    def fill_from(self, other: "SuffixFeatures") -> None:
+        """Take over the vocabulary and the embeddings of another model's features."""
+        for name, buffer in other.named_buffers():
+            self.get_buffer(name).copy_(buffer)
         self._forget()
 
     def strings(self) -> list[bytes]:
@@ -121,6 +141,8 @@ class SuffixFeatures(nn.Module):
     def suffixes(self) -> SuffixTrie:
         """The vocabulary read backwards, on the model's device."""
         if self._suffixes is None or self._suffixes.edges.device != self.text.device:
+            if not self.text.is_meta and not self.sizes.any():
+                raise ValueError("suffix features have no vocabulary yet: make the model by from_teacher, or fill them")
             self._suffixes = SuffixTrie(self.strings()).to(self.text.device)
         return self._suffixes
 

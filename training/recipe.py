@@ -271,6 +271,12 @@ class Recipe:
                 f"{where}: data: window must hold BOS, a byte and EOS and fit in batch_bytes {self.data.batch_bytes}, "
                 f"got {self.data.window}"
             )
+        marginal = next((name for name, stage in self.stage.items() if stage.byte_marginals), None)
+        if marginal and not self.model.lookahead:
+            raise UserError(
+                f"{where}: stage {marginal}: byte_marginals go by the tokenizer's chunk ends, and "
+                "model.lookahead=false by their starts: leave one of them out"
+            )
         try:
             ByteLMConfig(**self.model.settings(vocabulary_bytes=1))
         except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -19,7 +19,7 @@ from models.byte_lm import core_settings
 from models.core import use_packed
 from models.likelihood import path_log_probs
 from models.local_stack import BLOCKS
-from models.suffix import Vocabulary
+from models.suffix import SuffixFeatures, Vocabulary
 from training import loop
 from training.alignment import TokenBytes
 from training.changed import Change, ChangedBatches
@@ -229,6 +229,9 @@ class Run:
             return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
         torch.manual_seed(self.recipe.seed + 1)
         model = ByteLM(self._student_config())
+        if model.encoder.suffix is not None:
+            taught = load_student(self.stage_folder(self.recipe.order[-1]))
+            model.encoder.suffix.fill_from(cast(SuffixFeatures, taught.encoder.suffix))
         row = self._train(CONTROL, Context(model, self.placed_teacher, recipe), folder)
         return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
 

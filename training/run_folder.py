@@ -36,9 +36,9 @@ def claim_folder(
         for name in written["stage"].keys() & wanted["stage"].keys():
             mine, theirs = wanted["stage"][name], written["stage"][name]
             for length in ("seconds", "bytes"):
-                if name not in kept:
+                if name not in kept and "control" not in kept:
                     theirs[length] = mine[length]
-                elif name not in names:
+                elif name in kept and name not in names:
                     mine[length] = theirs[length]
     if kept and mark.is_file() and (found := _decisive(written)) != _decisive(wanted):
         raise UserError(

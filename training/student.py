@@ -45,6 +45,7 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
 def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any, Any]]:
     """(name, found, wanted) of whatever decides a parameter's shape or meaning, but for what may change."""
     unused = {"attention_window"} if wanted.encoder != "attention" else set()
+    unused |= set() if wanted.suffix_bytes or found.suffix_bytes else {"suffix_scope"}
     unused |= {"router_layers"} if wanted.router != "split" else set()
     for name in ModelRecipe().settings(vocabulary_bytes=0):
         if name not in {*_CHANGEABLE, *unused}:

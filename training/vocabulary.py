@@ -24,8 +24,13 @@ from training.noise import content_generator
 
 
 def vocabulary_of(tokens: TokenBytes) -> Vocabulary:
-    """What a text's bytes are matched against: all but special tokens."""
-    strings = [b"" if special else tokens[i] for i, special in enumerate(tokens.special)]
+    """What a text's bytes are matched against: all but special tokens.
+
+    BOS and EOS are left out too where they are the unknown token as well, which a text may be cut into: "<|endoftext|>"
+    is thirteen characters of text.
+    """
+    ends = (tokens.bos_id, tokens.eos_id)
+    strings = [b"" if special or i in ends else tokens[i] for i, special in enumerate(tokens.special)]
     return Vocabulary(strings, tokens.bos_id, tokens.eos_id)
 
 
@@ -73,6 +78,7 @@ class VocabularyDraw:
         barred = (tokens.flat == BOS) | (tokens.flat == EOS)
         within = np.concatenate([[0], np.cumsum(barred)])
         usable = (tokens.sizes > 0) & ~tokens.special
+        usable[[tokens.bos_id, tokens.eos_id]] = False
         usable &= within[tokens.starts + tokens.sizes] == within[tokens.starts]
         return cls(tokens, np.where(usable, (counts + 1.0) ** power, 0.0), share, rate, seed)
 

@@ -1,6 +1,7 @@
 """How near states are to embeddings, against loops over tokens; and the command on a small model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evals import alignment
 from evals.alignment import Nearness, bands, measure, nearness
 from models import ByteLM
 from training.alignment import TokenBytes
+from training.errors import UserError
 from training.teacher import load_teacher
 from training.text import is_held_out, read_documents
 
@@ -72,6 +74,28 @@ def test_held_out_documents_alone(tmp_path):
     assert 0 < len(wanted) < 40
     assert list(alignment.beginnings([str(file)], 10**6, held_out=True)) == wanted
     assert list(alignment.beginnings([str(file)], 25)) == ["document 0", "document 1", "document 2"]
+
+
+def test_what_is_held_out_was_not_seen(tokenizer_of_documents, tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps({"text": f"the value {i}"}) + "\n" for i in range(400)))
+    tokens = tokenizer_of_documents
+    every, trained = (alignment.occurrences(tokens, [str(file)], trained_on=flag) for flag in (False, True))
+    held_out = sum(
+        len(tokens.encode([text])[0].ids) for text in alignment.beginnings([str(file)], 10**6, held_out=True)
+    )
+    assert every.sum() - trained.sum() == held_out > 0
+
+
+def test_texts_that_are_all_left_out_are_told(models):
+    tokens = SimpleNamespace(encode=lambda texts: [None] * len(texts))
+    with pytest.raises(UserError, match="the bytes of no text: give other --text"):
+        measure(ByteLM.from_pretrained(models.student).eval(), torch.zeros(1, 32), tokens, TEXTS)
+
+
+@pytest.fixture
+def tokenizer_of_documents(models):
+    return TokenBytes(load_teacher(models.teacher)[1])
 
 
 def test_the_command(models, tmp_path, capsys):

@@ -129,13 +129,25 @@ def test_other_weights_bring_their_own_strings():
         assert torch.equal(after, other.encoder(ids, cu_seqlens))
 
 
+def test_features_without_a_vocabulary_say_so_and_take_over_another_models():
+    config = ByteLMConfig(width=24, head_dim=12, state_size=8, core=core_settings(small_teacher()), **SUFFIX)
+    model, (ids, cu_seqlens) = ByteLM(config), pack_bytes(PROMPTS)
+    with pytest.raises(ValueError, match="no vocabulary yet: make the model by from_teacher, or fill them"):
+        model.encoder(ids, cu_seqlens)
+    other = small_model(**SUFFIX).encoder.suffix
+    model.encoder.suffix.fill_from(other)
+    assert model.encoder.suffix.strings() == other.strings()
+    assert torch.equal(model.encoder.suffix.table, other.table)
+    assert torch.equal(model.encoder.suffix.map.weight, torch.eye(32))
+
+
 def test_a_vocabulary_of_other_sizes_is_refused():
     teacher = small_teacher()
     config = ByteLMConfig(width=24, head_dim=12, state_size=8, suffix_bytes=7, core=core_settings(teacher))
-    with pytest.raises(ValueError, match=r"of \d+ bytes, but .* suffix_bytes 7: set suffix_bytes to its num_bytes"):
+    with pytest.raises(ValueError, match=r"strings have \d+ bytes, but .* suffix_bytes 7: set suffix_bytes to"):
         ByteLM.from_teacher(teacher, config, VOCABULARY)
     with pytest.raises(ValueError, match="suffix_bytes=7 needs the vocabulary of the teacher's tokenizer"):
         ByteLM.from_teacher(teacher, config)
     long = Vocabulary([*STRINGS, *[b"a"] * 60], 48, 49)
-    with pytest.raises(ValueError, match="108 strings .* vocab_size 50"):
+    with pytest.raises(ValueError, match="the tokenizer has 108 ids, but the model's vocabulary 50: resize"):
         small_model(**SUFFIX).encoder.suffix.fill(long, torch.zeros(50, 32))

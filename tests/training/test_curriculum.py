@@ -244,6 +244,10 @@ def stopping_after(steps):
             ['stage."2.1".byte_marginals=0.5', 'stage."2.1".noise_share=0.5'],
             "byte_marginals are the teacher's of clean text, and noise_share changes it",
         ),
+        (
+            ['stage."2.1".byte_marginals=0.5', "model.lookahead=false"],
+            "stage 2.1: byte_marginals go by the tokenizer's chunk ends, and model.lookahead=false by their starts",
+        ),
         (["control.anchor_weight=1.0"], "control: anchor_weight is for stage 2.2 alone"),
     ],
 )

@@ -1,5 +1,6 @@
 """Tokens replaced by draws from the vocabulary: what is written, which ends are kept, and how often each is drawn."""
 
+import copy
 from itertools import islice, pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ import bytekernels
 from bytekernels import BOS, AlignedBatch
 from training.alignment import TokenBytes
 from training.data import Batches
-from training.vocabulary import Replaced, VocabularyDraw
+from training.vocabulary import Replaced, VocabularyDraw, vocabulary_of
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +141,13 @@ def test_the_same_draws_again(tokens, corpus, batch):
     assert not torch.equal(
         draw_of(tokens, corpus, seed=4).apply(batch).cu_seqlens, draw_of(tokens, corpus).apply(batch).cu_seqlens
     )
+
+
+def test_the_end_of_a_text_is_no_string_even_where_it_is_the_unknown_token_too(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.unk_token = tokenizer.eos_token
+    tokens = TokenBytes(tokenizer)
+    assert not tokens.special[tokens.eos_id] and tokens[tokens.eos_id]
+    assert vocabulary_of(tokens).strings[tokens.eos_id] == b""
+    draw = VocabularyDraw.by_frequency(tokens, np.zeros(0, np.int32), power=1.0, share=1.0, rate=1.0, seed=0)
+    assert draw.weights[tokens.eos_id] == 0 and draw.weights.sum() > 200
