@@ -180,11 +180,12 @@ class Run:
         before = self.recipe.before(name)
         torch.manual_seed(self.recipe.seed)  # of a fresh student, or of parts that are made anew
         if start is None and before is None:
-            return ByteLM.from_teacher(self.teacher.model, self._student_config(), self.vocabulary)
+            vocabulary = self.vocabulary if self.recipe.model.suffix_features else None
+            return ByteLM.from_teacher(self.teacher.model, self._student_config(), vocabulary)
         return load_student(start or self.stage_folder(str(before)), self._student_config())
 
     def _student_config(self) -> ByteLMConfig:
-        settings = self.recipe.model.settings(self.vocabulary.num_bytes)
+        settings = self.recipe.model.settings(self.vocabulary.num_bytes if self.recipe.model.suffix_features else 0)
         return ByteLMConfig(core=core_settings(self.teacher.model), **settings)
 
     @cached_property
