@@ -156,11 +156,20 @@ class ByteLM(HubModel):
             TypeError, ValueError: ``cu_seqlens`` does not cut ``ids`` into sequences.
         """
         check_cu_seqlens(cu_seqlens, ids.shape[0])
+        h, routing = self.read(ids, cu_seqlens, boundary)
+        chunks = self.core(self.encoder.chunks(ids, cu_seqlens, routing, h), routing.cu_chunks)
+        return self.predict(chunks, h, routing, ids, cu_seqlens)
+
+    def read(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """What comes before the core: the encoder's states [T, d_core] and the chunks; arguments of :meth:`forward`."""
         h = self.encoder(ids, cu_seqlens)
         routing = self.router(h, ids, cu_seqlens)
         if boundary is not None:
             routing = bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
-        chunks = self.core(self.encoder.chunks(ids, cu_seqlens, routing, h), routing.cu_chunks)
+        return h, routing
+
+    def predict(self, chunks: Tensor, h: Tensor, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> ByteLMOutput:
+        """What comes after it, from its output [M, d_core] and what :meth:`read` gave."""
         logits, draft = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
         return ByteLMOutput(logits, routing, h, chunks, draft)
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import bytekernels
-from bytekernels import AlignedBatch, SortedVocabulary
+from bytekernels import AlignedBatch, Routing, SortedVocabulary
 from models import ByteLM
 from models.core import run_packed, use_packed
 from training.recipe import StageRecipe
+from training.remembered import Remembered
 
 
 class Teacher(nn.Module):
@@ -78,6 +79,7 @@ class Context:
         recipe: the stage's numbers.
         vocabulary: the teacher's, by prefixes, where ``recipe.byte_marginals`` asks for it.
         anchor: what the student was when the stage began, where ``recipe.anchor_weight`` asks for it.
+        remembered: what frozen models have made of sequences, where ``recipe.remember_bytes`` asks for it.
     """
 
     model: PreTrainedModel
@@ -85,6 +87,31 @@ class Context:
     recipe: StageRecipe
     anchor: Anchor | None = None
     vocabulary: SortedVocabulary | None = None
+    remembered: Remembered | None = None
+
+    def chunks(self, batch: AlignedBatch, h: Tensor, routing: Routing) -> Tensor:
+        """What the student's core makes of a batch's chunks, [M, d_core]: computed, or remembered where it is frozen.
+
+        Args:
+            batch: S sequences.
+            h: [T, d_core], the encoder's states.
+            routing: the chunks.
+        """
+        core, read = self.model.core, self.model.encoder.chunks(batch.ids, batch.cu_seqlens, routing, h)
+        if self.remembered is None:
+            return core(read, routing.cu_chunks)
+        ends = routing.boundary
+        return self.remembered.rows("chunks", batch, ends, routing.cu_chunks, lambda new, cu: core(read[new], cu))
+
+    def teacher_states(self, batch: AlignedBatch) -> Tensor:
+        """The teacher's last hidden state at every token, [M, d_core]: computed or remembered."""
+        if self.remembered is None:
+            return self.teacher(batch)
+
+        def compute(new: Tensor, cu: Tensor) -> Tensor:
+            return self.teacher(batch._replace(token_ids=batch.token_ids[new], token_cu=cu))
+
+        return self.remembered.rows("teacher", batch, batch.token_end, batch.token_cu, compute)
 
 
 class Learner(nn.Module):

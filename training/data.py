@@ -4,7 +4,7 @@ Documents are cut into windows at token ends; a batch is a packed row of windows
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from training.corpus import Corpus, Split
 from training.errors import UserError
 
 CUT_TOKENS = 2**24
+WINDOWS_DRAWN = 2**62  # a seed's purpose; its epochs are the small numbers
 
 # ------------------------------------------------------------------------------------------------------ windows
 
@@ -36,6 +37,14 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.bytes)
+
+    def sample(self, limit_bytes: int, *key: int) -> "Windows":
+        """Windows drawn by a key until they hold ``limit_bytes``, at least one of them, in the order of the text."""
+        drawn = np.random.Generator(np.random.Philox(key)).permutation(len(self))
+        enough = int(np.searchsorted(np.cumsum(self.bytes[drawn]), limit_bytes, "right"))
+        chosen = np.sort(drawn[: max(1, enough)])
+        columns = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "skipped_documents"}
+        return Windows(**columns, skipped_documents=self.skipped_documents)
 
 
 def cut_windows(split: Split, max_bytes: int) -> Windows:
@@ -154,6 +163,7 @@ class Batches:
         window: most bytes of a window, BOS and EOS included.
         batch_bytes: most bytes of a batch (T), at least `window`.
         eos: put EOS, a token of its own, after the last byte of each document.
+        limit_bytes: an epoch has so many bytes of text, in windows drawn by ``seed``; None for all.
 
     Raises:
         ValueError: sizes or ranks out of range.
@@ -170,14 +180,18 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         eos: bool = True,
+        limit_bytes: int | None = None,
     ) -> None:
         check_sizes(window, batch_bytes)
         check_rank(rank, world_size)
+        self.limit_bytes = limit_bytes
         self.corpus, self.seed, self.rank, self.world_size, self.eos = corpus, seed, rank, world_size, eos
         self.window, self.batch_bytes = window, batch_bytes
         self.windows = cut_windows(corpus.train, window - 1 - eos)
         if not len(self.windows):
             raise UserError(f"every training document holds a token longer than a window of {window} bytes: widen it")
+        if limit_bytes is not None:
+            self.windows = self.windows.sample(limit_bytes, seed, WINDOWS_DRAWN)
         self._sizes = row_sizes(self.windows, eos)
         self._start_epoch(0)
 
@@ -209,8 +223,8 @@ class Batches:
             ValueError: the state is of another corpus, window, seed or use of EOS.
         """
         for name, value in self._identity().items():
-            if state[name] != value:
-                raise ValueError(f"cannot resume batches with {name} = {value!r}: they were saved with {state[name]!r}")
+            if (saved := state.get(name)) != value:
+                raise ValueError(f"cannot resume batches with {name} = {value!r}: they were saved with {saved!r}")
         self._start_epoch(state["epoch"])
         self._position = state["position"]
 
@@ -223,7 +237,13 @@ class Batches:
         """Nothing to be given back: as `StreamBatches` has it."""
 
     def _identity(self) -> dict[str, Any]:
-        return {"corpus": self.corpus.fingerprint, "window": self.window, "seed": self.seed, "eos": self.eos}
+        return {
+            "corpus": self.corpus.fingerprint,
+            "window": self.window,
+            "seed": self.seed,
+            "eos": self.eos,
+            "limit_bytes": self.limit_bytes,
+        }
 
     def _start_epoch(self, epoch: int) -> None:
         self._epoch, self._position = epoch, 0

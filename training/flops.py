@@ -125,6 +125,7 @@ class Extras:
         distill: the teacher's distribution stays in stage 2.2's loss.
         anchor: so does that of the model that stage 2.2 began with.
         marginals: the teacher's distributions are stage 2's soft targets.
+        remembered: what frozen transformers make of the text is computed once in all, and is not counted.
         consistency: encoder and router read the clean bytes beside the noised ones.
     """
 
@@ -132,6 +133,7 @@ class Extras:
     anchor: bool = False
     consistency: bool = False
     marginals: bool = False
+    remembered: bool = False
 
     @classmethod
     def of(cls, stage: str, recipe: StageRecipe) -> Self:
@@ -142,6 +144,7 @@ class Extras:
             anchor=last and recipe.anchor_weight > 0,
             consistency=recipe.consistency_weight > 0,
             marginals=recipe.byte_marginals > 0,
+            remembered=recipe.remember_bytes is not None,
         )
 
 
@@ -175,11 +178,13 @@ def stage_parts(sizes: Sizes, stage: str, rows: Rows, extras: Extras = PLAIN) ->
         tally.router(learns["router"], learns["encoder"])
     elif stage != "1.1":
         tally.router(learns["router"], learns["encoder"])
-        tally.core(learns["core"])
+        if not extras.remembered:
+            tally.core(learns["core"])
         tally.dechunk(learns["dechunk"], learns["encoder"])
         tally.decoder()
         if extras.marginals:
-            tally.core(False)
+            if not extras.remembered:
+                tally.core(False)
             tally.product(rows.chunks, sizes.core.width, sizes.core.vocab, False, False)
         if extras.distill or extras.anchor:
             tally.core(learns["core"])

@@ -9,17 +9,20 @@ from torch.nn import functional as F
 import bytekernels
 from bytekernels import AlignedBatch, Routing, SortedVocabulary
 from bytekernels.ragged import IGNORE
-from training.context import Context, Teacher
+from training.context import Context
 
 CHUNKS = 512  # whose distributions over the vocabulary are in memory at once
 
 
 @torch.no_grad()
-def byte_distributions(teacher: Teacher, batch: AlignedBatch, routing: Routing, vocabulary: SortedVocabulary) -> Tensor:
+def byte_distributions(
+    hidden: Tensor, head: Tensor, batch: AlignedBatch, routing: Routing, vocabulary: SortedVocabulary
+) -> Tensor:
     """The teacher's distribution of (next byte, does its token end on it) after each byte, given the tokens so far.
 
     Args:
-        teacher: reads the batch's tokens.
+        hidden: [M, d_core], the teacher's states at the batch's tokens.
+        head: [V, d_core], its token head's weight.
         batch: S sequences.
         routing: chunks that are the batch's tokens.
         vocabulary: of the teacher, on its device.
@@ -28,7 +31,6 @@ def byte_distributions(teacher: Teacher, batch: AlignedBatch, routing: Routing, 
         float32 [T, 512], as in :func:`bytekernels.next_byte_targets`; zeros where the bytes since the token began are
         the beginning of no token.
     """
-    hidden, head = teacher(batch), teacher.head
     prefix = bytekernels.token_prefix(batch.ids, batch.cu_seqlens, batch.token_end, vocabulary)
     starts = [*routing.index[::CHUNKS].tolist(), batch.ids.shape[0]]  # waits for the device, once a batch
     blocks = []
@@ -45,7 +47,8 @@ def marginal_means(context: Context, batch: AlignedBatch, logits: Tensor, routin
     A byte for which the teacher has none counts by what follows it alone. Each part is over the count of all bytes
     that something follows.
     """
-    wanted = byte_distributions(context.teacher, batch, routing, context.vocabulary)
+    hidden = context.teacher_states(batch)
+    wanted = byte_distributions(hidden, context.teacher.head, batch, routing, context.vocabulary)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, routing.boundary)
     follows = targets != IGNORE
     log_probs = logits.float().log_softmax(-1)

@@ -204,10 +204,11 @@ def end_to_end(context: Context, batch: AlignedBatch) -> Loss:
 
 def _next_byte(context: Context, batch: AlignedBatch) -> tuple[ByteLMOutput, Tensor, dict[str, Tensor]]:
     model, by_token = context.model, context.recipe.byte_marginals > 0
-    output = model(batch.ids, batch.cu_seqlens, batch.token_end if by_token else None)
+    h, routing = model.read(batch.ids, batch.cu_seqlens, batch.token_end if by_token else None)
+    output = model.predict(context.chunks(batch, h, routing), h, routing, batch.ids, batch.cu_seqlens)
     targets = bytekernels.next_byte_targets(batch.ids, batch.cu_seqlens, output.routing.boundary)
     if by_token:
-        means = marginal_means(context, batch, output.logits, output.routing)
+        means = marginal_means(context, batch, output.logits, routing)
     else:
         means = {"cross_entropy": F.cross_entropy(output.logits.float(), targets, ignore_index=IGNORE)}
     if output.draft is not None:

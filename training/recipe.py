@@ -271,6 +271,12 @@ class Recipe:
                 f"{where}: data: window must hold BOS, a byte and EOS and fit in batch_bytes {self.data.batch_bytes}, "
                 f"got {self.data.window}"
             )
+        repeated = next((name for name, stage in self.stage.items() if stage.remember_bytes), None)
+        if repeated and self.data.stream:
+            raise UserError(
+                f"{where}: stage {repeated}: remember_bytes is of text that is prepared, and a stream reads on: "
+                "leave it out, or set data.stream=false"
+            )
         marginal = next((name for name, stage in self.stage.items() if stage.byte_marginals), None)
         if marginal and not self.model.lookahead:
             raise UserError(

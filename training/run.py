@@ -36,6 +36,7 @@ from training.parallel import Ranks, blocks_of, full_state, shard_
 from training.plan import check_teacher
 from training.precision import fast_at_bf16
 from training.recipe import Recipe, StageRecipe, batch_sizes
+from training.remembered import Remembered
 from training.run_folder import checkpoint_of, logs_of
 from training.sinks import check_wandb
 from training.snapshot import Snapshots
@@ -158,7 +159,10 @@ class Run:
             UserError: there is nothing to start from, or no control to train.
         """
         for name in names:
-            self.recipe.stage_recipe(name)
+            if self.recipe.stage_recipe(name).remember_bytes and self.ranks.size > 1:
+                raise UserError(
+                    f"stage {name}: remember_bytes is for one process, and there are {self.ranks.size}: leave it out"
+                )
         check_wandb(self.recipe.log.wandb)
         first = names[0]
         if start is not None:
@@ -217,7 +221,8 @@ class Run:
             anchor = self._place(Anchor(model), self._narrow)
         entries = self.teacher.head.shape[0]
         vocabulary = self.vocabulary.by_prefix(entries).to(self.ranks.device) if recipe.byte_marginals else None
-        return Context(model, self.placed_teacher, recipe, anchor, vocabulary)
+        remembered = Remembered() if recipe.remember_bytes else None
+        return Context(model, self.placed_teacher, recipe, anchor, vocabulary, remembered)
 
     def run_control(self) -> tuple[ByteLM, dict[str, Any]]:
         """The same student with a fresh core, trained on stage 2.2's loss for as long as all stages together.
@@ -314,7 +319,10 @@ class Run:
         """Batches of one rank, and how many of them make an optimizer step."""
         batch_bytes, accumulation = batch_sizes(self.recipe.data, recipe, self.ranks.size)
         seed = int(fingerprint(self.recipe.seed, stage.name), 16) % 2**31
-        batches = self.sources.batches(self.corpus, self.tokenizer, batch_bytes=batch_bytes, seed=seed)
+        limit = recipe.remember_bytes
+        batches = self.sources.batches(
+            self.corpus, self.tokenizer, batch_bytes=batch_bytes, seed=seed, limit_bytes=limit
+        )
         change = self._change(recipe, seed)
         return batches if change is None else ChangedBatches(batches, change), accumulation
 

@@ -141,9 +141,15 @@ class Sources:
         return Corpus.open(folder)
 
     def batches(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, *, batch_bytes: int, seed: int
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        batch_bytes: int,
+        seed: int,
+        limit_bytes: int | None = None,
     ) -> Batches | StreamBatches:
-        """This rank's training batches: of the corpus, or of the stream that it holds out from.
+        """This rank's training batches: of the corpus (``limit_bytes`` of it), or of the stream that it holds out from.
 
         Raises:
             UserError: streams that the ranks can't share, or windows that are too small.
@@ -157,6 +163,6 @@ class Sources:
             "world_size": self.ranks.size,
         }
         if not data.stream:
-            return Batches(corpus, **common)
+            return Batches(corpus, **common, limit_bytes=limit_bytes)
         buffer = {"streams": data.streams, "shuffle_bytes": data.shuffle_bytes, "workers": data.workers}
         return StreamBatches(self.parts, TokenBytes(tokenizer), **common, **buffer)

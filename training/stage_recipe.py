@@ -34,6 +34,8 @@ class StageRecipe:
         anchor_weight: of a KL to the model that stage 2.2 starts from, frozen, at the tokenizer's ends.
         byte_marginals: share of the cross-entropy of stages 2.1 and 2.2 that is against the teacher's own distribution
             of the next byte and chunk end, with the tokenizer's chunks (:mod:`training.marginals`).
+        remember_bytes: stage 2.1 learns from so many bytes of text, drawn by the seed and seen again and again, and
+            what frozen models make of them is computed once (:mod:`training.remembered`); None for all text.
         noise_share: share of the sequences whose characters are noised (:mod:`training.noise`).
         noise_kinds: each of them is noised in one of these ways.
         noise_rate: share of the characters that ``drop``, ``repeat`` and ``spaces`` act on.
@@ -61,6 +63,7 @@ class StageRecipe:
     draft_weight: float = 0.3
     anchor_weight: float = 0.0
     byte_marginals: float = 0.0
+    remember_bytes: int | None = None
     noise_share: float = 0.0
     noise_kinds: tuple[str, ...] = NOISE_KINDS
     noise_rate: float = 0.1
@@ -79,6 +82,7 @@ def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool
     if needs_length and (stage.bytes is None) == (stage.seconds is None):
         raise UserError(f"{where}: give bytes or seconds, one of them")
     check_positive(where, stage, "bytes", "seconds", "lr", "global_batch_bytes", "end_weight", "draft_weight")
+    check_positive(where, stage, "remember_bytes")
     check_positive(where, stage, "noise_rate")
     check_not_negative(where, stage, "anchor_weight", "consistency_weight", "vocabulary_power")
     check_share(
@@ -111,6 +115,8 @@ def check_stage(where: str, name: str, stage: StageRecipe, *, needs_length: bool
         raise UserError(f"{where}: vocabulary_share and noise_share change the same text: leave one of them out")
     if stage.byte_marginals and name not in ("2.1", "2.2"):
         raise UserError(f"{where}: byte_marginals is for stages 2.1 and 2.2, got {stage.byte_marginals}: leave it out")
+    if stage.remember_bytes and name != "2.1":
+        raise UserError(f"{where}: remember_bytes is for stage 2.1, whose core is frozen, alone: leave it out")
     if stage.byte_marginals and stage.noise_share:
         raise UserError(
             f"{where}: byte_marginals are the teacher's of clean text, and noise_share changes it: leave one out"

@@ -12,7 +12,9 @@ from tests.training.conftest import TINY_RECIPE
 from training import export, loop, stage
 from training.checkpoint import read_summary
 from training.errors import UserError
+from training.parallel import Ranks
 from training.recipe import read_recipe, recipe_from
+from training.run import Run
 from training.student import load_student
 
 # One worker of xdist runs them all: what they share is made once.
@@ -112,6 +114,24 @@ def test_stage_2_learns_the_teachers_marginals(home):
     logs = [json.loads((out / "logs" / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("2.1", "2.2")]
     assert logs[0]["marginals"] > 0 and logs[0]["cross_entropy"] < logs[0]["marginals"]
     assert logs[1]["marginals"] > 0 and logs[1]["cross_entropy"] > 0.5
+
+
+def test_stage_2_1_remembers_a_small_text(home):
+    options = sets('stage."2.1".byte_marginals=0.5', 'stage."2.1".remember_bytes=4000')
+    names = ("1.2", "2.1")
+    out = command(home, "remembered", "--stage", "all", *order(*names), *options)
+    plain = command(home, "all-text", "--stage", "all", *order(*names), *sets('stage."2.1".byte_marginals=0.5'))
+    row, other = (read_summary(folder / "stages" / "2.1") for folder in (out, plain))
+    assert row["before"] == other["before"] and row["bytes"] > 4000
+    assert row["after"]["cross_entropy"] < row["before"]["cross_entropy"]
+    assert row["after"] != other["after"]
+
+
+def test_a_memory_is_of_one_process(tmp_path):
+    recipe = read_recipe("quickstart", ['stage."2.1".remember_bytes=4000'])
+    run = Run(recipe, tmp_path / "run", tmp_path / "cache", Ranks(0, 2, torch.device("cpu")))
+    with pytest.raises(UserError, match="stage 2.1: remember_bytes is for one process, and there are 2"):
+        run.check(["2.1"], None, False)
 
 
 def test_suffix_features_go_through_all_stages(home):
@@ -243,6 +263,15 @@ def stopping_after(steps):
         (
             ['stage."2.1".byte_marginals=0.5', 'stage."2.1".noise_share=0.5'],
             "byte_marginals are the teacher's of clean text, and noise_share changes it",
+        ),
+        (
+            ['stage."2.2".remember_bytes=1000'],
+            "stage 2.2: remember_bytes is for stage 2.1, whose core is frozen, alone",
+        ),
+        (['stage."2.1".remember_bytes=0'], "stage 2.1: remember_bytes must be positive, got 0"),
+        (
+            ['stage."2.1".remember_bytes=1000', "data.stream=true"],
+            "stage 2.1: remember_bytes is of text that is prepared, and a stream reads on",
         ),
         (
             ['stage."2.1".byte_marginals=0.5', "model.lookahead=false"],

@@ -179,6 +179,30 @@ def test_epochs_and_seeds_differ_and_repeat(corpus):
     assert rows_of(epoch[0]) != rows_of(next(other))
 
 
+def test_a_sample_is_the_same_windows_every_epoch(corpus):
+    whole = Batches(corpus, window=WINDOW, batch_bytes=200, seed=3)
+    sample = Batches(corpus, window=WINDOW, batch_bytes=200, seed=3, limit_bytes=300)
+    epochs = [sorted(row for batch in one_epoch(sample) for row in rows_of(batch)) for _ in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2] and set(epochs[0]) < {
+        row for batch in one_epoch(whole) for row in rows_of(batch)
+    }
+    text = sum(len(row.rstrip(bytes([EOS]))) for row in epochs[0])
+    assert 300 - WINDOW < text <= 300 == sample.limit_bytes
+    other = Batches(corpus, window=WINDOW, batch_bytes=200, seed=4, limit_bytes=300)
+    assert epochs[0] != sorted(row for batch in one_epoch(other) for row in rows_of(batch))
+    tiny = Batches(corpus, window=WINDOW, batch_bytes=200, seed=3, limit_bytes=1)
+    assert len(tiny.windows) == 1
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [(None, 300), (300, None), (300, 200)])
+def test_a_sample_is_resumed_as_that_sample(corpus, saved, resumed):
+    common = {"window": WINDOW, "batch_bytes": 200, "seed": 3}
+    state = Batches(corpus, **common, limit_bytes=saved).state_dict()
+    with pytest.raises(ValueError, match="limit_bytes"):
+        Batches(corpus, **common, limit_bytes=resumed).load_state_dict(state)
+    Batches(corpus, **common, limit_bytes=saved).load_state_dict(state)
+
+
 def test_ranks_share_nothing_and_lose_nothing(corpus):
     alone = Batches(corpus, window=WINDOW, batch_bytes=200, seed=0)
     ranks = [Batches(corpus, window=WINDOW, batch_bytes=200, seed=0, rank=r, world_size=2) for r in range(2)]

@@ -26,6 +26,7 @@ from training.flops import (
 )
 from training.noise import Noise
 from training.recipe import StageRecipe
+from training.remembered import Remembered
 from training.stages import STAGES
 from training.vocabulary import vocabulary_of
 
@@ -209,6 +210,13 @@ def test_byte_marginals_run_the_teacher_and_its_head(teacher, tokenizer, batch):
     parts = stage_parts(Sizes.of(model.config), "2.1", rows_of(batch), Extras.of("2.1", recipe))
     found = counted(lambda: objectives.next_byte(context, batch))
     assert found.total == pytest.approx(expected(parts).total, rel=0.01)
+    # What is remembered is not computed again.
+    recipe = StageRecipe(lr=1e-3, bytes=1, byte_marginals=1.0, remember_bytes=1)
+    context = Context(model, Teacher(teacher), recipe, vocabulary=vocabulary, remembered=Remembered())
+    objectives.next_byte(context, batch)
+    less = stage_parts(Sizes.of(model.config), "2.1", rows_of(batch), Extras.of("2.1", recipe))
+    again = counted(lambda: objectives.next_byte(context, batch))
+    assert again.total == pytest.approx(expected(less).total, rel=0.01) and again.total < 0.9 * found.total
 
 
 def test_a_window_bounds_the_encoders_attention(teacher):

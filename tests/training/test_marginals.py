@@ -41,7 +41,8 @@ def context(teacher, vocabulary, **numbers) -> Context:
 def test_along_a_token_they_multiply_to_its_probability(teacher, vocabulary, batch, monkeypatch, chunks):
     monkeypatch.setattr(marginals, "CHUNKS", chunks)
     routing = routing_of(batch.token_end, batch.cu_seqlens)
-    found = byte_distributions(Teacher(teacher), batch, routing, vocabulary)
+    guide = Teacher(teacher)
+    found = byte_distributions(guide(batch), guide.head, batch, routing, vocabulary)
     assert found.shape == (len(batch.ids), 512) and found.dtype == torch.float32
     sums = found.sum(-1)
     assert ((sums - 1).abs() < 1e-5).logical_or(sums == 0).all() and (sums > 0).float().mean() > 0.9
@@ -67,7 +68,7 @@ def test_the_loss_is_a_cross_entropy_against_them(teacher, vocabulary, batch, sh
     this = context(teacher, vocabulary, byte_marginals=share)
     logits = this.model(batch.ids, batch.cu_seqlens, batch.token_end).logits.detach()
     routing = routing_of(batch.token_end, batch.cu_seqlens)
-    wanted = byte_distributions(this.teacher, batch, routing, vocabulary)
+    wanted = byte_distributions(this.teacher(batch), this.teacher.head, batch, routing, vocabulary)
     targets = next_byte_targets(batch.ids, batch.cu_seqlens, batch.token_end)
     hard_sum = soft_sum = 0.0
     for row, target in enumerate(targets.tolist()):
@@ -89,7 +90,8 @@ def test_a_byte_that_begins_no_token_counts_by_what_follows(teacher, vocabulary,
     ends = batch.token_end & (batch.ids == BOS)  # one long chunk: soon its bytes are the beginning of no token
     strange = batch._replace(token_end=ends, token_ids=batch.token_ids[:1].expand(int(ends.sum())),
                              token_cu=torch.arange(len(batch.cu_seqlens), dtype=torch.int32))  # fmt: skip
-    wanted = byte_distributions(this.teacher, strange, routing_of(ends, batch.cu_seqlens), vocabulary)
+    routing = routing_of(ends, batch.cu_seqlens)
+    wanted = byte_distributions(this.teacher(strange), this.teacher.head, strange, routing, vocabulary)
     unknown = wanted.sum(-1) == 0
     assert unknown.float().mean() > 0.5
     targets = next_byte_targets(batch.ids, batch.cu_seqlens, ends)
