@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import bytekernels
-from bytekernels import BOS, Routing
+from bytekernels import BOS, Routing, SortedVocabulary
 from bytekernels.ragged import check_cu_seqlens
 from models.config import ByteLMConfig
 from models.core import Core
@@ -17,8 +17,9 @@ from models.encoder import ByteReader, Encoder
 from models.hub import HubModel
 from models.layers import ByteEmbedding, SwiGLU
 from models.local_stack import LocalStack
+from models.marginal_head import MarginalState, added, head_marginals
 from models.router import Router
-from models.suffix import Vocabulary
+from models.suffix import SuffixFeatures, Vocabulary
 
 JOINT = 512  # next byte x "does a chunk end on it": entry b for going on, 256 + b for an end
 
@@ -35,6 +36,8 @@ class Decoder(nn.Module):
         self.embed = ByteEmbedding(config.width)
         self.stack = LocalStack(config, config.decoder_layers)
         self.head = nn.Linear(config.width, JOINT, bias=False)
+        if config.marginal_head:
+            nn.init.zeros_(self.head.weight)  # the token head's marginals alone, which are to be corrected
         self.draft_head = nn.Linear(config.width, 256, bias=False) if config.draft_head else None
 
     def enter(self, u: Tensor, ids: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ class Decoder(nn.Module):
     def step(
         self, u: Tensor, ids: Tensor, states: list[BlockState], active: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        return self.heads(self.stack.step(self.enter(u, ids), states, active))
+        return self.heads(self.stack.step(self.enter(u, ids), states[: len(self.stack.blocks)], active))
 
 
 class ByteLMOutput(NamedTuple):
@@ -171,7 +174,16 @@ class ByteLM(HubModel):
     def predict(self, chunks: Tensor, h: Tensor, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> ByteLMOutput:
         """What comes after it, from its output [M, d_core] and what :meth:`read` gave."""
         logits, draft = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
+        if self.config.marginal_head:
+            prefix = bytekernels.token_prefix(ids, cu_seqlens, routing.boundary, self.prefixes)
+            head = self.token_head.weight.to(chunks.dtype)
+            logits = added(logits, head_marginals(chunks, head, routing.chunk_of, prefix, self.prefixes))
         return ByteLMOutput(logits, routing, h, chunks, draft)
+
+    @property
+    def prefixes(self) -> SortedVocabulary:
+        """The teacher's vocabulary, which a marginal head reads."""
+        return cast(SuffixFeatures, self.encoder.suffix).prefixes
 
     def route(self, ids: Tensor, cu_seqlens: Tensor) -> Routing:
         """The router's chunks alone, from no more than it reads; arguments as in :meth:`forward`.
@@ -191,7 +203,13 @@ class ByteLM(HubModel):
         return self.router.encoder, state.router
 
     def drop_token_head(self) -> None:
-        """Forget the teacher's token head, which no stage after distillation reads."""
+        """Forget the teacher's token head, which no stage after distillation reads.
+
+        Raises:
+            ValueError: the marginal head reads it.
+        """
+        if self.config.marginal_head:
+            raise ValueError("marginal_head=True reads the token head at every chunk: keep it")
         self.config.token_head = False
         del self.token_head
 
@@ -209,10 +227,11 @@ class ByteLM(HubModel):
 
     def empty_state(self, sequences: int) -> DecodingState:
         """The decoding state of S sequences that have not begun."""
+        marginals = [MarginalState.empty(sequences, self.token_head.weight)] if self.config.marginal_head else []
         return DecodingState(
             self.encoder.empty_state(sequences),
             [] if self.router.encoder is None else self.router.encoder.empty_state(sequences),
-            self.decoder.stack.empty_state(sequences),
+            [*self.decoder.stack.empty_state(sequences), *marginals],
             self.core.empty_cache(sequences),
             self.dechunk.null.detach().repeat(sequences, 1),
         )
@@ -262,6 +281,15 @@ class ByteLM(HubModel):
         if read.numel():
             state.held = torch.where(some[:, None], held[last], state.held)
         newest = [None if x is None else _rows_of(x, last, some) for x in (logits, draft)]
+        if self.config.marginal_head:
+            kept = MarginalState.empty(sequences, self.token_head.weight)
+            if read.numel():
+                kept.close(self.token_head(chunks[(routing.cu_chunks[1:].long() - 1).clamp(min=0)]), some)
+                prefix = bytekernels.token_prefix(read, cu_read, routing.boundary, self.prefixes)
+                kept.node.copy_(torch.where(some, prefix[last], kept.node))
+            state.decoder.append(kept)
+            joint = added(cast(Tensor, newest[0]), kept.marginals(self.prefixes))
+            newest[0] = joint.masked_fill(~some[:, None], 0)
         return Prefill(state, h[ends], seen[ends], cast(Tensor, newest[0]), newest[1], boundary)
 
     @torch.no_grad()
@@ -299,12 +327,19 @@ class ByteLM(HubModel):
         first = state.cache.lengths == 0
         chunks = self.core.step(self.encoder.close(h, closed, state.encoder), state.cache, closed)
         state.held.copy_(self.dechunk.step(state.held, chunks, h, closed, first))
+        if self.config.marginal_head:
+            cast(MarginalState, state.decoder[-1]).close(self.token_head(chunks), closed)
 
     def step_decoder(
         self, h: Tensor, ids: Tensor, state: DecodingState, active: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The end of a step: logits [S, 512] after bytes whose chunks are closed, and the draft head's [S, 256]."""
-        return self.decoder.step(state.held + self.dechunk.residual(h), ids, state.decoder, active)
+        logits, draft = self.decoder.step(state.held + self.dechunk.residual(h), ids, state.decoder, active)
+        if self.config.marginal_head:
+            kept = cast(MarginalState, state.decoder[-1])
+            kept.read(ids, self.prefixes, active)
+            logits = added(logits, kept.marginals(self.prefixes))
+        return logits, draft
 
 
 def _rows_of(x: Tensor, rows: Tensor, given: Tensor) -> Tensor:

@@ -49,6 +49,9 @@ class ByteLMConfig(PreTrainedConfig):
             ``lookahead`` (EMA weight is the router's probability; leaks the next byte and is refused by the scorer).
         token_head: the model carries the teacher's token head, for stage 1 and for distillation in stage 2.
         draft_head: the decoder has a second head, which drafts the byte after the next (multi-byte prediction).
+        marginal_head: what the token head says of the next byte is added to the joint head's logits
+            (:mod:`models.marginal_head`). The token head then stays in stage 2 and after, and the vocabulary is that of
+            the suffix features.
         norm_eps: epsilon of the byte-level RMS norms.
 
     Raises:
@@ -79,6 +82,7 @@ class ByteLMConfig(PreTrainedConfig):
     dechunk: str = "hold"
     token_head: bool = True
     draft_head: bool = False
+    marginal_head: bool = False
     norm_eps: float = 1e-5
 
     @property
@@ -183,6 +187,12 @@ class ByteLMConfig(PreTrainedConfig):
             raise ValueError("dechunk='lookahead' needs a lookahead router; H-Net's router is causal: use 'causal'")
         if self.suffix_scope == "chunk" and not self.lookahead:
             raise ValueError("suffix_scope='chunk' needs lookahead=True: H-Net's chunks have no known last byte")
+        if self.marginal_head and not (self.token_head and self.suffix_bytes and self.lookahead):
+            raise ValueError(
+                "marginal_head=True needs the token head, the vocabulary of suffix features, and chunk ends: "
+                f"set token_head=True (got {self.token_head}), suffix features (got suffix_bytes={self.suffix_bytes}) "
+                f"and lookahead=True (got {self.lookahead})"
+            )
         if self.draft_head and not self.lookahead:
             raise ValueError("draft_head=True needs lookahead=True: with H-Net's causal router a draft serves nothing")
 

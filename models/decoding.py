@@ -8,9 +8,10 @@ from torch import Tensor
 
 from bytekernels import MixerState, SuffixState
 from models.chunk_cache import ChunkCache
+from models.marginal_head import MarginalState
 from models.window_attention import WindowState
 
-BlockState = MixerState | WindowState | SuffixState  # all of whose fields are tensors [S, ...]
+BlockState = MixerState | WindowState | SuffixState | MarginalState  # all of whose fields are tensors [S, ...]
 
 
 @dataclass
@@ -20,7 +21,7 @@ class DecodingState:
     Attributes:
         encoder: a state for each of the encoder's blocks, and one for suffix features where the model has them.
         router: a state for each block of the router's own encoder; none where it reads the encoder's states.
-        decoder: a state for each of the decoder's blocks.
+        decoder: a state for each of the decoder's blocks, and one for the marginal head where the model has it.
         cache: the core's keys and values.
         held: [S, d_core], what a byte reads of the chunks: the newest finished one, or their moving average.
     """

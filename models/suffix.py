@@ -103,6 +103,7 @@ class SuffixFeatures(nn.Module):
     def _forget(self) -> None:
         """Make what is derived from the strings anew when it is next asked for."""
         self._suffixes: SuffixTrie | None = None
+        self._prefixes: SortedVocabulary | None = None
 
     @torch.no_grad()
     def fill(self, vocabulary: Vocabulary, embeddings: Tensor) -> None:
@@ -145,6 +146,16 @@ class SuffixFeatures(nn.Module):
                 raise ValueError("suffix features have no vocabulary yet: make the model by from_teacher, or fill them")
             self._suffixes = SuffixTrie(self.strings()).to(self.text.device)
         return self._suffixes
+
+    @property
+    def prefixes(self) -> SortedVocabulary:
+        """The vocabulary by prefixes, on the model's device: what byte marginals are taken over."""
+        if self._prefixes is None or self._prefixes.edges.device != self.text.device:
+            if self.text.is_meta:
+                raise ValueError("a model on the meta device has no vocabulary: load its weights first")
+            bos, eos = self.ends.tolist()
+            self._prefixes = Vocabulary(self.strings(), bos, eos).by_prefix(len(self.sizes)).to(self.text.device)
+        return self._prefixes
 
     def forward(
         self, ids: Tensor, cu_seqlens: Tensor, rows: Tensor | None = None, states: list[Any] | None = None

@@ -109,6 +109,7 @@ class Sizes:
     router_inner: int
     dechunk: str
     draft_head: bool
+    marginal_head: bool
 
     @classmethod
     def of(cls, config: ByteLMConfig) -> Self:
@@ -334,6 +335,8 @@ class _Tally(_CoreTally):
         self.kernel(table_room, "byte_table", total, sizes.width, learns=True)
         self.stack(sizes.decoder_layers, True, table=False)
         self.product(total, sizes.width, JOINT + 256 * sizes.draft_head)
+        if sizes.marginal_head:
+            self.product(self.rows.chunks, self.core_sizes.width, self.core_sizes.vocab, False, False)
 
     def distillation(self, core: bool, head: bool) -> None:
         """The core over the tokenizer's chunks, the frozen teacher, and both heads."""

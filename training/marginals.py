@@ -1,7 +1,5 @@
 """What a token model says of the next byte: 512-way soft targets for stage 2, exact at every byte of a token."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,9 +7,8 @@ from torch.nn import functional as F
 import bytekernels
 from bytekernels import AlignedBatch, Routing, SortedVocabulary
 from bytekernels.ragged import IGNORE
+from models.marginal_head import head_marginals
 from training.context import Context
-
-CHUNKS = 512  # whose distributions over the vocabulary are in memory at once
 
 
 @torch.no_grad()
@@ -32,13 +29,7 @@ def byte_distributions(
         the beginning of no token.
     """
     prefix = bytekernels.token_prefix(batch.ids, batch.cu_seqlens, batch.token_end, vocabulary)
-    starts = [*routing.index[::CHUNKS].tolist(), batch.ids.shape[0]]  # waits for the device, once a batch
-    blocks = []
-    for number, (first, last) in enumerate(pairwise(starts)):
-        logits = hidden[number * CHUNKS : (number + 1) * CHUNKS] @ head.T
-        chunk_of = routing.chunk_of[first:last] - number * CHUNKS
-        blocks.append(bytekernels.byte_marginals(logits, vocabulary, chunk_of, prefix[first:last]).float().exp())
-    return torch.cat(blocks)
+    return head_marginals(hidden, head, routing.chunk_of, prefix, vocabulary).float().exp()
 
 
 def marginal_means(context: Context, batch: AlignedBatch, logits: Tensor, routing: Routing) -> dict[str, Tensor]:

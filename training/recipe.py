@@ -131,6 +131,7 @@ class ModelRecipe:
     lookahead: bool = True
     dechunk: str = "hold"
     draft_head: bool = False
+    marginal_head: bool = False
     suffix_features: bool = False
     suffix_scope: str = "sequence"
 

@@ -8,7 +8,11 @@ from models import ByteLM, ByteLMConfig
 from training.errors import UserError
 from training.recipe import ModelRecipe
 
-_CHANGEABLE = ("dechunk", "draft_head")  # what a stage may want otherwise than the model that it starts from
+_CHANGEABLE = (
+    "dechunk",
+    "draft_head",
+    "marginal_head",
+)  # what a stage may want otherwise than the model that it starts from
 
 
 def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
@@ -17,7 +21,8 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     Args:
         folder: written by a stage.
         config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
-            too many: the dechunk, or the head, is then made anew or dropped.
+            too many: the dechunk, or the head, is then made anew or dropped. With a marginal head where there was none,
+            or without, the whole decoder is made anew.
 
     Raises:
         UserError: no such folder, no byte-level model in it, or other sizes.
@@ -35,7 +40,9 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     others = {name: getattr(config, name) for name in _CHANGEABLE}
     if all(getattr(model.config, name) == value for name, value in others.items()):
         return model
-    kept = model.state_dict() if model.config.dechunk == config.dechunk else _without(model.state_dict(), "dechunk.")
+    anew = {"dechunk": "dechunk.", "marginal_head": "decoder."}
+    parts = tuple(part for name, part in anew.items() if getattr(model.config, name) != others[name])
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(parts)}
     other = ByteLM(ByteLMConfig.from_dict({**model.config.to_dict(), **others}))
     own = other.state_dict()
     other.load_state_dict({name: kept.get(name, value) for name, value in own.items()})
@@ -52,10 +59,6 @@ def _sizes(found: ByteLMConfig, wanted: ByteLMConfig) -> Iterator[tuple[str, Any
             yield name, getattr(found, name), getattr(wanted, name)
     for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         yield f"core.{name}", (found.core or {}).get(name), (wanted.core or {}).get(name)
-
-
-def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
 def check_model_folder(folder: Path) -> None:

@@ -47,6 +47,10 @@ def small_model(seed: int = 0, **settings) -> ByteLM:
         for part in (model.encoder, model.decoder, model.router.encoder):
             if part is not None:
                 part.embed.weight.normal_(std=1.0)
+        if model.config.marginal_head:
+            model.decoder.head.weight.normal_(std=0.3)
+            model.token_head.weight.normal_()
+            model.token_head.weight[49] = 0  # so that texts seldom end
         if model.encoder.suffix is not None:
             vocabulary = Vocabulary(STRINGS, bos_id=48, eos_id=49)
             model.encoder.suffix.fill(vocabulary, torch.randn_like(model.encoder.suffix.table))
@@ -76,13 +80,14 @@ STRINGS = [
     *(bytes([i]) for i in range(100, 140)),
 ]
 SUFFIX = dict(suffix_bytes=sum(map(len, STRINGS)))
+MARGINAL = dict(**SUFFIX, marginal_head=True)
 CHUNK = dict(**SUFFIX, suffix_scope="chunk", dechunk="causal")
 ABLATED = dict(encoder="attention", attention_window=5, router="split", router_layers=1)
 
 
 @pytest.fixture(
-    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX, CHUNK],
-    ids=["hold", "causal", "ablated", "suffix", "chunk"],
+    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX, CHUNK, MARGINAL],
+    ids=["hold", "causal", "ablated", "suffix", "chunk", "marginal"],
 )
 def model(request) -> ByteLM:
     return small_model(**request.param)

@@ -88,7 +88,7 @@ def test_writing_goes_on_where_it_stopped(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["writer.safetensors"]
     loaded = Writer.load(model, tmp_path / "writer.safetensors")
     assert writer.write(100) == once != first
-    pieces = list(loaded.stream(100))
+    pieces = list(loaded.stream(100, flush=True))
     rest = ["".join(piece.text for piece in pieces if piece.index == i) for i in range(len(PROMPTS))]
     assert [a.new + b.encode() for a, b in zip(first, rest, strict=True) if "\ufffd" not in b] == [
         text.new for text, b in zip(once, rest, strict=True) if "\ufffd" not in b

@@ -8,19 +8,26 @@ import pytest
 import torch
 
 from bytekernels.ragged import cu_seqlens_of, lengths_of
-from tests.models.conftest import ABLATED, packed_bytes, small_model
+from tests.models.conftest import ABLATED, MARGINAL, packed_bytes, small_model
 
 LENGTHS = torch.tensor([30, 9, 50, 12, 21])  # bytes, BOS among them
 PROMPTS = torch.tensor([7, 1, 40, 11, 2])  # how many of them are read at once
 
 
-@pytest.mark.parametrize("lookahead", [True, False], ids=["lookahead", "H-Net"])
-@pytest.mark.parametrize("settings", [{}, dict(dechunk="causal"), ABLATED], ids=["hold", "causal", "ablated"])
-def test_step_equals_forward(settings, lookahead):
+HNET = [{**settings, "lookahead": False} for settings in ({}, dict(dechunk="causal"), ABLATED)]
+HNET_IDS = ["hold, H-Net", "causal, H-Net", "ablated, H-Net"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, dict(dechunk="causal"), ABLATED, MARGINAL, *HNET],
+    ids=["hold", "causal", "ablated", "marginal", *HNET_IDS],
+)
+def test_step_equals_forward(settings):
     def assert_same(logits, rows, active=slice(None)):
         torch.testing.assert_close(logits[active], output.logits[rows[active]], atol=1e-5, rtol=1e-4)
 
-    model = small_model(**settings, lookahead=lookahead)
+    model = small_model(**settings)
     ids, cu_seqlens = packed_bytes(LENGTHS.tolist())
     output = model(ids, cu_seqlens)
     boundary, chunks = output.routing.boundary, lengths_of(output.routing.cu_chunks)

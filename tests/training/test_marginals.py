@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from bytekernels import BOS, EOS, next_byte_targets, routing_of
-from models import ByteLM, ByteLMConfig
+from models import ByteLM, ByteLMConfig, marginal_head
 from models.core import run_packed
-from training import marginals, objectives
+from training import objectives
 from training.alignment import TokenBytes
 from training.context import Context, Teacher
 from training.data import Batches
@@ -39,7 +39,7 @@ def context(teacher, vocabulary, **numbers) -> Context:
 
 @pytest.mark.parametrize("chunks", [3, 512])
 def test_along_a_token_they_multiply_to_its_probability(teacher, vocabulary, batch, monkeypatch, chunks):
-    monkeypatch.setattr(marginals, "CHUNKS", chunks)
+    monkeypatch.setattr(marginal_head, "CHUNKS", chunks)
     routing = routing_of(batch.token_end, batch.cu_seqlens)
     guide = Teacher(teacher)
     found = byte_distributions(guide(batch), guide.head, batch, routing, vocabulary)
