@@ -176,7 +176,7 @@ class ByteLM(HubModel):
         logits, draft = self.decoder(self.dechunk(chunks, h, routing), ids, cu_seqlens)
         if self.config.marginal_head:
             prefix = bytekernels.token_prefix(ids, cu_seqlens, routing.boundary, self.prefixes)
-            head = self.token_head.weight.to(chunks.dtype)
+            head = self.token_head.weight
             logits = added(logits, head_marginals(chunks, head, routing.chunk_of, prefix, self.prefixes))
         return ByteLMOutput(logits, routing, h, chunks, draft)
 

@@ -106,6 +106,11 @@ class ByteLMConfig(PreTrainedConfig):
         return max(0, round((mixer - attention) / (3 * self.width) / 16) * 16)
 
     @property
+    def token_head_is_spare(self) -> bool:
+        """Whether the model has a token head that nothing after stage 2 reads."""
+        return self.token_head and not self.marginal_head
+
+    @property
     def core_width(self) -> int:
         return self.core_config().hidden_size
 

@@ -53,9 +53,9 @@ class MarginalState:
         self.node.copy_(node if active is None else torch.where(active, node, self.node))
 
     def marginals(self, vocabulary: SortedVocabulary) -> Tensor:
-        """Log-probabilities [S, 512] of what follows."""
+        """Log-probabilities [S, 512] of what follows; of a sequence whose turn it is not they mean nothing."""
         slots = torch.arange(self.node.shape[0], dtype=torch.int32, device=self.node.device)
-        return bytekernels.byte_marginals(self.token_logits, vocabulary, slots, self.node)
+        return bytekernels.byte_marginals(self.token_logits, vocabulary, slots, self.node.clamp(min=-1))
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def head_marginals(
 
     Args:
         hidden: [M, d], the states at the chunks' ends.
-        head: [V, d], the head's weight.
+        head: [V, d], the head's weight, taken in the dtype of the states.
         chunk_of: int32 [T], in ascending order.
         prefix: int32 [T], from :func:`bytekernels.token_prefix`.
         vocabulary: of the head, on its device.
@@ -76,11 +76,11 @@ def head_marginals(
     """
     firsts = torch.arange(0, hidden.shape[0], CHUNKS, dtype=torch.int32, device=chunk_of.device)
     rows = torch.searchsorted(chunk_of, firsts).tolist()  # waits for the device, once a batch
-    bounds = [0, *rows[1:], chunk_of.shape[0]]
+    bounds, weight = [0, *rows[1:], chunk_of.shape[0]], head.T.to(hidden.dtype)
     return torch.cat(
         [
             bytekernels.byte_marginals(
-                hidden[number * CHUNKS : (number + 1) * CHUNKS] @ head.T,
+                hidden[number * CHUNKS : (number + 1) * CHUNKS] @ weight,
                 vocabulary,
                 chunk_of[first:last] - number * CHUNKS,
                 prefix[first:last],
@@ -91,5 +91,5 @@ def head_marginals(
 
 
 def added(logits: Tensor, marginals: Tensor) -> Tensor:
-    """The joint logits on top of log-probabilities [T, 512], float32."""
-    return logits.float() + torch.logaddexp(marginals.float(), marginals.new_tensor(FLOOR, dtype=torch.float32))
+    """The joint logits on top of log-probabilities [T, 512], in the latter's dtype."""
+    return logits.to(marginals.dtype) + torch.logaddexp(marginals, torch.full_like(marginals, FLOOR))

@@ -132,9 +132,15 @@ class SuffixFeatures(nn.Module):
         self._forget()
 
     def strings(self) -> list[bytes]:
-        """The bytes of each id."""
+        """The bytes of each id.
+
+        Raises:
+            ValueError: none have been filled in yet.
+        """
         if self.text.is_meta:
             return [b"?"]  # of shapes alone, which no string decides
+        if not self.sizes.any():
+            raise ValueError("suffix features have no vocabulary yet: make the model by from_teacher, or fill them")
         whole, ends = self.text.cpu().numpy().tobytes(), self.sizes.cpu().cumsum(0).tolist()
         return [whole[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -142,8 +148,6 @@ class SuffixFeatures(nn.Module):
     def suffixes(self) -> SuffixTrie:
         """The vocabulary read backwards, on the model's device."""
         if self._suffixes is None or self._suffixes.edges.device != self.text.device:
-            if not self.text.is_meta and not self.sizes.any():
-                raise ValueError("suffix features have no vocabulary yet: make the model by from_teacher, or fill them")
             self._suffixes = SuffixTrie(self.strings()).to(self.text.device)
         return self._suffixes
 
@@ -151,10 +155,9 @@ class SuffixFeatures(nn.Module):
     def prefixes(self) -> SortedVocabulary:
         """The vocabulary by prefixes, on the model's device: what byte marginals are taken over."""
         if self._prefixes is None or self._prefixes.edges.device != self.text.device:
-            if self.text.is_meta:
-                raise ValueError("a model on the meta device has no vocabulary: load its weights first")
+            strings = self.strings()
             bos, eos = self.ends.tolist()
-            self._prefixes = Vocabulary(self.strings(), bos, eos).by_prefix(len(self.sizes)).to(self.text.device)
+            self._prefixes = Vocabulary(strings, bos, eos).by_prefix(len(self.sizes)).to(self.text.device)
         return self._prefixes
 
     def forward(

@@ -13,6 +13,7 @@ import bytekernels
 from bytekernels import BOS, EOS
 from models.byte_lm import ByteLM
 from models.decoding import BlockState, DecodingState
+from models.marginal_head import MarginalState
 from models.padding import pack_with_padding
 from models.sampling import Draws, Sampling
 from models.stops import Stops, stops_for_each
@@ -72,13 +73,12 @@ class TokenHeadWriter:
         new = [bytearray() for _ in texts]
         reasons: list[str | None] = [None if max_new_bytes else "length" for _ in texts]
         ended_by: list[bytes | None] = [None] * len(texts)
-        node = torch.zeros(len(texts), dtype=torch.int32, device=self.model.device)
-        logits = self.model.token_head(state.held)
-        slots = torch.arange(len(texts), dtype=torch.int32, device=self.model.device)
+        kept = MarginalState(
+            self.model.token_head(state.held), torch.zeros_like(state.cache.lengths, dtype=torch.int32)
+        )
         while None in reasons:
             active = torch.tensor([reason is None for reason in reasons], device=self.model.device)
-            marginals = bytekernels.byte_marginals(logits, self.vocabulary, slots, node)
-            pair = draws.pairs(marginals, active)
+            pair = draws.pairs(kept.marginals(self.vocabulary), active)
             byte, ends = (pair % 256).to(torch.uint8), pair >= 256
             draws.saw(byte, active)
             for slot, (value, end) in enumerate(zip(byte.tolist(), ends.tolist(), strict=True)):
@@ -97,7 +97,7 @@ class TokenHeadWriter:
             going = torch.tensor([reason is None for reason in reasons], device=self.model.device)
             full = (going & ends & (state.cache.lengths >= self.model.core.max_chunks)).tolist()
             reasons = ["length" if no_room else reason for no_room, reason in zip(full, reasons, strict=True)]
-            logits, node = self._step(byte, ends, state, logits, node, going & ~torch.tensor(full, device=going.device))
+            self._step(byte, ends, state, kept, going & ~torch.tensor(full, device=going.device))
         return [
             _generation(text, bytes(written), marks, str(reason), by)
             for text, written, marks, reason, by in zip(texts, new, bits, reasons, ended_by, strict=True)
@@ -129,18 +129,14 @@ class TokenHeadWriter:
         state = DecodingState(blocks, [], [], cache, chunks[last])
         return state.select(torch.arange(len(texts), device=ids.device)), bits
 
-    def _step(
-        self, byte: Tensor, ends: Tensor, state: DecodingState, logits: Tensor, node: Tensor, active: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Take in a byte of each active sequence; returns the head's logits [S, V] and the prefixes' nodes [S]."""
+    def _step(self, byte: Tensor, ends: Tensor, state: DecodingState, kept: MarginalState, active: Tensor) -> None:
+        """Take in a byte of each active sequence."""
         h = self.model.encoder.step(byte, state.encoder, active)
         closed = ends & active
-        node = torch.where(closed, 0, torch.where(active, self.vocabulary.child(node, byte), node))
         if bool(closed.any()):
             chunks = self.model.core.step(self.model.encoder.close(h, closed, state.encoder), state.cache, closed)
-            state.held = torch.where(closed[:, None], chunks, state.held)
-            logits = torch.where(closed[:, None], self.model.token_head(state.held), logits)
-        return logits, node
+            kept.close(self.model.token_head(chunks), closed)
+        kept.read(byte, self.vocabulary, active)
 
 
 def _generation(prompt: bytes, written: bytes, bits: list[bool], reason: str, stop: bytes | None) -> Generation:

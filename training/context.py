@@ -97,11 +97,17 @@ class Context:
             h: [T, d_core], the encoder's states.
             routing: the chunks.
         """
-        core, read = self.model.core, self.model.encoder.chunks(batch.ids, batch.cu_seqlens, routing, h)
+
+        def read() -> Tensor:
+            return self.model.encoder.chunks(batch.ids, batch.cu_seqlens, routing, h)
+
         if self.remembered is None:
-            return core(read, routing.cu_chunks)
-        ends = routing.boundary
-        return self.remembered.rows("chunks", batch, ends, routing.cu_chunks, lambda new, cu: core(read[new], cu))
+            return self.model.core(read(), routing.cu_chunks)
+
+        def compute(new: Tensor, cu: Tensor) -> Tensor:
+            return self.model.core(read()[new], cu)
+
+        return self.remembered.rows("chunks", batch, routing.boundary, routing.cu_chunks, compute)
 
     def teacher_states(self, batch: AlignedBatch) -> Tensor:
         """The teacher's last hidden state at every token, [M, d_core]: computed or remembered."""

@@ -3,11 +3,9 @@
 Prints a table of what each run had come to after so many seconds, and with ``--png`` draws the curves.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works without an install
 
@@ -15,7 +13,7 @@ from bytekernels.files import write_whole
 from models.command import CommandParser, counting_number
 from training.errors import UserError
 from training.run_folder import logs_of
-from training.sinks import JSONL
+from training.sinks import JSONL, read_lines
 
 Curve = list[tuple[float, float]]  # seconds of training, and the value
 
@@ -30,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     try:
-        curves = {run.name: read_curve(run, options.stage, options.metric) for run in options.runs}
+        names = [run.resolve().name for run in options.runs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two runs are called {twice}, which the table could not tell apart: rename one's folder")
+        read = (read_curve(run, options.stage, options.metric) for run in options.runs)
+        curves = dict(zip(names, read, strict=True))
         print("\n".join(compare(curves, options.points)))
         if options.png:
             title = f"stage {options.stage}"
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_curve(run: Path, stage: str, metric: str) -> Curve:
-    """A metric of a run's stage, as it was logged.
+    """A metric of a run's stage, as it was logged; without steps at which it was not finite.
 
     Raises:
         UserError: the stage has no log, or its log no such metric.
@@ -49,11 +51,12 @@ def read_curve(run: Path, stage: str, metric: str) -> Curve:
     log = logs_of(run, stage) / JSONL
     if not log.is_file():
         raise UserError(f"{run} has no log of stage {stage} ({log}): give the folder of a run that has begun it")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
-    if not lines or metric not in lines[0]:
+    lines = read_lines(log)
+    curve = [(line["seconds"], line[metric]) for line in lines if line.get(metric) is not None]
+    if not curve:
         known = ", ".join(sorted(lines[0])) if lines else "nothing"
         raise UserError(f"the log of stage {stage} in {run} has no {metric}; it has {known}")
-    return [(line["seconds"], line[metric]) for line in lines]
+    return curve
 
 
 def compare(curves: dict[str, Curve], points: int) -> list[str]:
@@ -76,6 +79,7 @@ def _value_at(curve: Curve, moment: float) -> str:
 
 
 def draw(curves: dict[str, Curve], title: str, metric: str, path: Path) -> None:
+    """A PNG of all curves in one frame, on a logarithmic scale."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -38,11 +38,14 @@ class Windows:
     def __len__(self) -> int:
         return len(self.bytes)
 
-    def sample(self, limit_bytes: int, *key: int) -> "Windows":
-        """Windows drawn by a key until they hold ``limit_bytes``, at least one of them, in the order of the text."""
+    def draw(self, limit_bytes: int, *key: int) -> np.ndarray:
+        """Windows drawn by a key that hold ``limit_bytes`` together or less, at least one of them: int64 [n]."""
         drawn = np.random.Generator(np.random.Philox(key)).permutation(len(self))
-        enough = int(np.searchsorted(np.cumsum(self.bytes[drawn]), limit_bytes, "right"))
-        chosen = np.sort(drawn[: max(1, enough)])
+        return drawn[: max(1, int(np.searchsorted(np.cumsum(self.bytes[drawn]), limit_bytes, "right")))]
+
+    def sample(self, limit_bytes: int, *key: int) -> "Windows":
+        """As :meth:`draw`, in the order of the text."""
+        chosen = np.sort(self.draw(limit_bytes, *key))
         columns = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "skipped_documents"}
         return Windows(**columns, skipped_documents=self.skipped_documents)
 
@@ -267,9 +270,7 @@ def held_out_batches(corpus: Corpus, *, window: int, batch_bytes: int, limit_byt
     windows = cut_windows(split, window - 1)
     if not len(windows):
         raise UserError(f"every held-out document holds a token longer than a window of {window} bytes: widen it")
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(windows))
-    order = order[: max(1, int(np.searchsorted(np.cumsum(windows.bytes[order]), limit_bytes, "right")))]
-    rows, batches, position = Order(row_sizes(windows, eos=False), order), [], 0
+    rows, batches, position = Order(row_sizes(windows, eos=False), windows.draw(limit_bytes, 0)), [], 0
     while position < len(rows):
         chosen, position = rows.take(position, batch_bytes)
         batches.append(build_batch(corpus, split, windows, chosen, eos=False))

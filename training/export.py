@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out.exists() and not options.overwrite:
             raise UserError(f"{options.out} is there already: --overwrite to replace it")
         model = model_of(options.run, options.stage, options.checkpoint)
-        if model.config.token_head and not model.config.marginal_head:
+        if model.config.token_head_is_spare:
             model.drop_token_head()
         write_folder(options.out, model.to(DTYPES[options.dtype]).save_pretrained, {})
     except (UserError, OSError) as error:

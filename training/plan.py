@@ -16,7 +16,8 @@ Memory of one device, with the parameters cut over ``s`` devices (``parallel.sha
   blocks' inputs and one block's inside.
 - logits: of :func:`bytekernels.linear_kl`, at one time three fp32 and one of the computation's dtype for each of its
   rows and tokens of the vocabulary, and the head's gradient in fp32; of the byte-wise loss, what autograd saves of
-  [T, 512], and the logits, their fp32 copy and its gradient.
+  [T, 512], and the logits, their fp32 copy and its gradient; with a marginal head three more of [T, 512] in fp32, and
+  the token head's logits of as many chunks as are in memory at once.
 
 Left out: the device's own context, NCCL's buffers, workspaces of kernels, fragmentation. ROOM of a device is left for
 them. Sequences are taken to be whole windows, and chunks to be as many as tokens, one for so many bytes.
@@ -36,6 +37,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 import bytekernels
 from models import ByteLM, ByteLMConfig
 from models.byte_lm import JOINT, core_settings
+from models.marginal_head import CHUNKS
 from training.activations import Activations, activations
 from training.errors import UserError
 from training.flops import Extras, Rows, Sizes, stage_flops
@@ -283,6 +285,8 @@ def _rate(machine: Machine, step_bytes: int, flops: float) -> float | None:
 def _logits(config: ByteLMConfig, kept: Activations, rows: Rows, narrow: int, token_kl: bool) -> int:
     joint = JOINT + 256 * config.draft_head
     of_bytes = kept.logits + (rows.bytes * joint * (narrow + 4 + 4) if kept.logits else 0)
+    if kept.logits and config.marginal_head:
+        of_bytes += 3 * 4 * rows.bytes * JOINT + 4 * min(CHUNKS, rows.chunks) * config.core_config().vocab_size
     if not token_kl:
         return of_bytes
     chunk_rows = inspect.signature(bytekernels.linear_kl).parameters["chunk_rows"].default

@@ -13,7 +13,7 @@ import transformers
 from bytekernels.files import write_whole
 from models import Generation
 from training.meter import READINGS
-from training.sinks import JSONL, LINE
+from training.sinks import JSONL, LINE, read_lines
 from training.stage_log import OTHERS
 from training.stages import TEACHER
 
@@ -124,9 +124,9 @@ def _plot(folder: Path, order: Sequence[str]) -> None:
 
     curves = []
     for path in sorted((folder / "logs").glob(f"*/{JSONL}"), key=lambda path: _place(path.parent.name, order)):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = read_lines(path)
         parts = [name for name in (lines[0] if lines else ()) if name not in (*LINE, *OTHERS, *READINGS)]
-        curves.append((path.parent.name, {name: [(line["step"], line[name]) for line in lines] for name in parts}))
+        curves.append((path.parent.name, {name: [(line["step"], line.get(name)) for line in lines] for name in parts}))
     if not curves:
         return
     figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False, layout="constrained")

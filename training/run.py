@@ -186,7 +186,8 @@ class Run:
         if start is None and before is None:
             vocabulary = self.vocabulary if self.recipe.model.suffix_features else None
             return ByteLM.from_teacher(self.teacher.model, self._student_config(), vocabulary)
-        return load_student(start or self.stage_folder(str(before)), self._student_config())
+        folder = start or self.stage_folder(str(before))
+        return load_student(folder, self._student_config(), decoder_is_trained=name == "2.2")
 
     def _student_config(self) -> ByteLMConfig:
         settings = self.recipe.model.settings(self.vocabulary.num_bytes if self.recipe.model.suffix_features else 0)
@@ -230,16 +231,17 @@ class Run:
         Raises:
             UserError: the recipe has no control, or stages that are not measured in seconds.
         """
-        recipe, folder = self._control_recipe(), self.stage_folder("control")
+        recipe, folder, config = self._control_recipe(), self.stage_folder("control"), self._student_config()
+        config.marginal_head = False  # a fresh token head, which nothing trains, has nothing to say
         if (row := self.result_of(folder)) is not None:
-            return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
+            return load_student(folder, config).to(self.ranks.device).eval(), row
         torch.manual_seed(self.recipe.seed + 1)
-        model = ByteLM(self._student_config())
+        model = ByteLM(config)
         if model.encoder.suffix is not None:
             taught = load_student(self.stage_folder(self.recipe.order[-1]))
             model.encoder.suffix.fill_from(cast(SuffixFeatures, taught.encoder.suffix))
         row = self._train(CONTROL, Context(model, self.placed_teacher, recipe), folder)
-        return load_student(folder, self._student_config()).to(self.ranks.device).eval(), row
+        return load_student(folder, config).to(self.ranks.device).eval(), row
 
     def _control_recipe(self) -> StageRecipe:
         if self.recipe.control is None:

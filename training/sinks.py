@@ -63,14 +63,23 @@ class Jsonl:
 
 
 def _lines_until(path: Path, step: int) -> Iterator[bytes]:
+    return (line for line, values in _whole_lines(path) if values["step"] <= step)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The steps of a ``metrics.jsonl``, without a half line that a kill has left; ``None`` is a value not finite."""
+    return [values for _, values in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     with path.open("rb") as file:
         for line in file:
             try:
-                found = json.loads(line)["step"]
-            except (ValueError, TypeError, KeyError):
+                values = json.loads(line)
+            except ValueError:
                 continue
-            if line.endswith(b"\n") and found <= step:
-                yield line
+            if line.endswith(b"\n") and isinstance(values, dict) and "step" in values:
+                yield line, values
 
 
 class TensorBoard:

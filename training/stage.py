@@ -120,7 +120,7 @@ def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool
             "seconds": round(time.monotonic() - began, 1),
             "versions": report.versions(),
         }
-        if writes and model.config.token_head and not model.config.marginal_head:
+        if writes and model.config.token_head_is_spare:
             model.drop_token_head()
         write_folder(run.folder / "model", model.save_pretrained, {})
         report.write(run.folder, result)

@@ -15,7 +15,7 @@ _CHANGEABLE = (
 )  # what a stage may want otherwise than the model that it starts from
 
 
-def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
+def load_student(folder: Path, config: ByteLMConfig | None = None, *, decoder_is_trained: bool = False) -> ByteLM:
     """A byte-level model from a folder.
 
     Args:
@@ -23,9 +23,10 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
         config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
             too many: the dechunk, or the head, is then made anew or dropped. With a marginal head where there was none,
             or without, the whole decoder is made anew.
+        decoder_is_trained: that would lose what stage 2.1 has learnt, and is refused.
 
     Raises:
-        UserError: no such folder, no byte-level model in it, or other sizes.
+        UserError: no such folder, no byte-level model in it, other sizes, or no token head for a marginal head.
     """
     check_model_folder(folder)
     try:
@@ -37,6 +38,13 @@ def load_student(folder: Path, config: ByteLMConfig | None = None) -> ByteLM:
     for name, found, wanted in _sizes(model.config, config):
         if found != wanted:
             raise UserError(f"{folder} has {name} {found!r}, but the recipe and its teacher ask for {wanted!r}")
+    if config.marginal_head and not model.config.token_head:
+        raise UserError(f"{folder} has lost its token head, which marginal_head reads: start --from a stage's folder")
+    if decoder_is_trained and model.config.marginal_head != config.marginal_head:
+        raise UserError(
+            f"{folder} was trained with model.marginal_head={model.config.marginal_head}, and the recipe has "
+            f"{config.marginal_head}, for which its decoder would be made anew: run stage 2.1 with it first"
+        )
     others = {name: getattr(config, name) for name in _CHANGEABLE}
     if all(getattr(model.config, name) == value for name, value in others.items()):
         return model

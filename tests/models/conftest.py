@@ -1,5 +1,7 @@
 """Small models on which the promises are checked."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -79,6 +81,22 @@ STRINGS = [
     "漢".encode(),
     *(bytes([i]) for i in range(100, 140)),
 ]
+
+
+def packed_tokens(lengths, seed: int = 0):
+    """As :func:`packed_bytes`, of whole strings of the vocabulary for as long as they fit; and bool [T], their ends."""
+    ids, cu_seqlens = packed_bytes(lengths, seed)
+    ends, draw = ids == BOS, torch.Generator().manual_seed(seed)
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        place = start + 1
+        while place + max(map(len, STRINGS)) <= stop:
+            string = STRINGS[int(torch.randint(0, 8, (1,), generator=draw))]
+            ids[place : place + len(string)] = torch.tensor(list(string), dtype=torch.uint8)
+            place += len(string)
+            ends[place - 1] = True
+    return ids, cu_seqlens, ends
+
+
 SUFFIX = dict(suffix_bytes=sum(map(len, STRINGS)))
 MARGINAL = dict(**SUFFIX, marginal_head=True)
 CHUNK = dict(**SUFFIX, suffix_scope="chunk", dechunk="causal")

@@ -89,5 +89,5 @@ def test_its_token_head_stays(untrained, tmp_path):
 @pytest.mark.parametrize("lacking", [{"suffix_bytes": 0}, {"token_head": False}, {"lookahead": False}])
 def test_what_it_needs_is_named(lacking):
     ((name, value),) = lacking.items()
-    with pytest.raises(ValueError, match=f"marginal_head=True needs .*got {name}={value}|{name}=True .got {value}"):
+    with pytest.raises(ValueError, match=f"marginal_head=True needs .*{name}.*{value}"):
         ByteLMConfig(**{**MARGINAL, **lacking})

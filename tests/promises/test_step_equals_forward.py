@@ -7,8 +7,9 @@ once (prefill); whoever has come to its end keeps still while the others go on.
 import pytest
 import torch
 
+from bytekernels import token_prefix
 from bytekernels.ragged import cu_seqlens_of, lengths_of
-from tests.models.conftest import ABLATED, MARGINAL, packed_bytes, small_model
+from tests.models.conftest import ABLATED, MARGINAL, packed_bytes, packed_tokens, small_model
 
 LENGTHS = torch.tensor([30, 9, 50, 12, 21])  # bytes, BOS among them
 PROMPTS = torch.tensor([7, 1, 40, 11, 2])  # how many of them are read at once
@@ -28,8 +29,14 @@ def test_step_equals_forward(settings):
         torch.testing.assert_close(logits[active], output.logits[rows[active]], atol=1e-5, rtol=1e-4)
 
     model = small_model(**settings)
-    ids, cu_seqlens = packed_bytes(LENGTHS.tolist())
-    output = model(ids, cu_seqlens)
+    given = None
+    if model.config.marginal_head:  # what it adds shows inside tokens
+        ids, cu_seqlens, given = packed_tokens(LENGTHS.tolist())
+        prefix = token_prefix(ids, cu_seqlens, given, model.prefixes)
+        assert int((prefix > 0).sum()) > 20
+    else:
+        ids, cu_seqlens = packed_bytes(LENGTHS.tolist())
+    output = model(ids, cu_seqlens, given)
     boundary, chunks = output.routing.boundary, lengths_of(output.routing.cu_chunks)
     assert len(set(chunks.tolist())) == 5
 

@@ -1,5 +1,6 @@
 """Curricula other than the paper's, and what goes with a whole run of them: reports, resuming, teachers, other text."""
 
+import dataclasses
 import json
 import shutil
 from itertools import count, pairwise
@@ -143,13 +144,37 @@ def test_a_marginal_head_begins_as_the_teacher(home):
     assert kept.keys() == found.keys() and torch.equal(kept["token_head.weight"], found["token_head.weight"])
 
 
+def test_a_control_has_no_marginal_head(home, monkeypatch):
+    """Nothing would train the fresh token head that it would read."""
+    names = ("1.1", "1.3", "2.1", "2.2")
+    options = [f"curriculum={json.dumps(names)}", "model.suffix_features=true", "model.marginal_head=true"]
+    recipe = read_recipe(str(home / "tiny.toml"), options)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, paths=(str(home / "prose.md"),)))
+    run = Run(recipe, home / "marginal-head", home / "cache", Ranks(0, 1, torch.device("cpu")))
+    run.prepare()
+    trained = []
+    monkeypatch.setattr(run, "_control_recipe", lambda: recipe.stage["2.2"])
+    monkeypatch.setattr(
+        run, "_train", lambda _, context, folder: context.model.save_pretrained(trained.append(folder) or folder)
+    )
+    model, _ = run.run_control()
+    assert trained == [home / "marginal-head" / "stages" / "control"] and not model.config.marginal_head
+
+
 def test_a_marginal_head_may_come_with_stage_2(home):
     names = ("1.1", "1.3")
     out = command(home, "stage-1", "--stage", "all", *order(*names), *sets("model.suffix_features=true"))
     config = ByteLM.from_pretrained(out / "stages" / "1.3").config
     other = load_student(out / "stages" / "1.3", type(config).from_dict({**config.to_dict(), "marginal_head": True}))
     assert not other.decoder.head.weight.any() and other.config.marginal_head
+    with pytest.raises(UserError, match=r"trained with model.marginal_head=False, and the recipe has True, for which"):
+        load_student(out / "stages" / "1.3", other.config, decoder_is_trained=True)
     kept = weights(out / "stages" / "1.3")
+    model = ByteLM.from_pretrained(out / "stages" / "1.3")
+    model.drop_token_head()
+    model.save_pretrained(out / "finished")
+    with pytest.raises(UserError, match="finished has lost its token head, which marginal_head reads"):
+        load_student(out / "finished", other.config)
     assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items() if "decoder." not in name)
 
 

@@ -35,6 +35,20 @@ def test_the_curves_are_drawn(runs):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_half_lines_and_values_that_are_not_finite_are_left_out(runs, capsys):
+    log = runs / "short" / "logs" / "1.1" / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 51, "seconds": 50.5, "loss": null, "nonfinite": {"loss": "nan"}}\n{"step": 52, "sec')
+    assert curves.main([str(runs / "short"), "--stage", "1.1", "--points", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"| 50 | {sum(500 / s for s in (48, 49, 50)) / 3:.4g} |"
+
+
+def test_runs_of_one_name_are_refused(runs, capsys):
+    with pytest.raises(SystemExit):
+        curves.main([str(runs / "long"), str(runs / "short" / ".." / "long"), "--stage", "1.1"])
+    assert "two runs are called long" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("run", "options", "message"),
     [

@@ -119,8 +119,9 @@ def mean_of(lengths: list[int]) -> list[float]:
         {"encoder": "attention"},
         {"router": "split"},
         {"suffix_bytes": 9},
+        {"suffix_bytes": 9, "marginal_head": True},
     ],
-    ids=["hold", "causal", "draft head", "attention", "split router", "suffix features"],
+    ids=["hold", "causal", "draft head", "attention", "split router", "suffix features", "marginal head"],
 )
 @pytest.mark.parametrize("name", list(STAGES))
 def test_a_stage_counts_what_torch_counts(teacher, batch, name, settings):
