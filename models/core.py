@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache as remembered
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
@@ -115,7 +116,8 @@ class Core(nn.Module):
 
     def __init__(self, config: ByteLMConfig) -> None:
         super().__init__()
-        self.backbone = use_packed(AutoModel.from_config(config.core_config()))
+        # In the dtype of the parts beside it, whatever the teacher's own configuration says of its file.
+        self.backbone = use_packed(AutoModel.from_config(config.core_config(), dtype=torch.get_default_dtype()))
         self.backbone.set_input_embeddings(nn.Identity())  # chunks come as embeddings
 
     def forward(self, chunks: Tensor, cu_chunks: Tensor) -> Tensor:

@@ -52,6 +52,17 @@ def test_another_dtype_can_be_asked_for(dtype, folder):
     assert torch.equal(loaded(*batch).logits, small_model().to(other).to(dtype)(*batch).logits)
 
 
+@pytest.mark.parametrize("load", LOADERS)
+def test_the_dtype_of_a_teachers_own_file_decides_nothing(load, tmp_path):
+    """A teacher of a GGUF file says float32 in its configuration, which a folder in bfloat16 keeps."""
+    core = {**small_model().config.core, "dtype": "float32"}
+    model = small_model(core=core).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded, batch = load(tmp_path), packed_bytes([7, 40])
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.bfloat16}
+    assert torch.equal(loaded(*batch).logits, model(*batch).logits)
+
+
 def test_casting_leaves_the_cores_positions_exact():
     model = small_model()
     wanted = {name: buffer.clone() for name, buffer in model.named_non_persistent_buffers()}
