@@ -128,12 +128,19 @@ def test_stage_2_1_remembers_a_small_text(home):
     assert row["after"] != other["after"]
 
 
-def test_a_marginal_head_begins_as_the_teacher(home):
+WITH_MARGINALS = [
+    f"curriculum={json.dumps(('1.1', '1.3', '2.1', '2.2'))}", "model.suffix_features=true", "model.marginal_head=true"
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def marginal_run(home):
+    return command(home, "marginal-head", "--stage", "all", *sets(*WITH_MARGINALS))
+
+
+def test_a_marginal_head_begins_as_the_teacher(home, marginal_run):
     """Its untrained student of stage 2.1 is held against one without: on tokens that the router finds or not."""
-    names = ("1.1", "1.3", "2.1", "2.2")
-    common = sets("model.suffix_features=true")
-    out = command(home, "marginal-head", "--stage", "all", *order(*names), *common, *sets("model.marginal_head=true"))
-    plain = command(home, "no-marginal-head", "--stage", "all", *order(*names), *common)
+    out, plain = marginal_run, command(home, "no-marginal-head", "--stage", "all", *sets(*WITH_MARGINALS[:2]))
     row, other = (read_summary(folder / "stages" / "2.1") for folder in (out, plain))
     assert row["before"]["bits_per_byte"] < 0.8 * other["before"]["bits_per_byte"]
     assert row["after"]["cross_entropy"] < row["before"]["cross_entropy"]
@@ -144,13 +151,11 @@ def test_a_marginal_head_begins_as_the_teacher(home):
     assert kept.keys() == found.keys() and torch.equal(kept["token_head.weight"], found["token_head.weight"])
 
 
-def test_a_control_has_no_marginal_head(home, monkeypatch):
+def test_a_control_has_no_marginal_head(home, marginal_run, monkeypatch):
     """Nothing would train the fresh token head that it would read."""
-    names = ("1.1", "1.3", "2.1", "2.2")
-    options = [f"curriculum={json.dumps(names)}", "model.suffix_features=true", "model.marginal_head=true"]
-    recipe = read_recipe(str(home / "tiny.toml"), options)
+    recipe = read_recipe(str(home / "tiny.toml"), WITH_MARGINALS)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, paths=(str(home / "prose.md"),)))
-    run = Run(recipe, home / "marginal-head", home / "cache", Ranks(0, 1, torch.device("cpu")))
+    run = Run(recipe, marginal_run, home / "cache", Ranks(0, 1, torch.device("cpu")))
     run.prepare()
     trained = []
     monkeypatch.setattr(run, "_control_recipe", lambda: recipe.stage["2.2"])
@@ -158,7 +163,7 @@ def test_a_control_has_no_marginal_head(home, monkeypatch):
         run, "_train", lambda _, context, folder: context.model.save_pretrained(trained.append(folder) or folder)
     )
     model, _ = run.run_control()
-    assert trained == [home / "marginal-head" / "stages" / "control"] and not model.config.marginal_head
+    assert trained == [marginal_run / "stages" / "control"] and not model.config.marginal_head
 
 
 def test_a_marginal_head_may_come_with_stage_2(home):
