@@ -144,7 +144,13 @@ def test_what_does_not_fit_is_said_with_what_helps(recipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("llama3.2-3b", 3_212_749_824), ("qwen3-4b", 4_022_468_096), ("olmo2-1b", 1_484_916_736)]
+    ("name", "parameters"),
+    [
+        ("llama3.2-3b", 3_212_749_824),
+        ("qwen3-4b", 4_022_468_096),
+        ("olmo2-1b", 1_484_916_736),
+        ("smollm2", 134_515_008),
+    ],
 )
 def test_public_teachers_have_their_published_sizes(name, parameters):
     with torch.device("meta"):
