@@ -284,9 +284,9 @@ class ByteLM(HubModel):
         if self.config.marginal_head:
             kept = MarginalState.empty(sequences, self.token_head.weight)
             if read.numel():
-                kept.close(self.token_head(chunks[(routing.cu_chunks[1:].long() - 1).clamp(min=0)]), some)
+                newest_chunks = chunks[(routing.cu_chunks[1:].long() - 1).clamp(min=0)]
                 prefix = bytekernels.token_prefix(read, cu_read, routing.boundary, self.prefixes)
-                kept.node.copy_(torch.where(some, prefix[last], kept.node))
+                kept = MarginalState(self.token_head(newest_chunks), torch.where(some, prefix[last], kept.node))
             state.decoder.append(kept)
             joint = added(cast(Tensor, newest[0]), kept.marginals(self.prefixes))
             newest[0] = joint.masked_fill(~some[:, None], 0)

@@ -8,11 +8,8 @@ from models import ByteLM, ByteLMConfig
 from training.errors import UserError
 from training.recipe import ModelRecipe
 
-_CHANGEABLE = (
-    "dechunk",
-    "draft_head",
-    "marginal_head",
-)  # what a stage may want otherwise than the model that it starts from
+# What a stage may want otherwise than the model that it starts from.
+_CHANGEABLE = ("dechunk", "draft_head", "marginal_head")
 
 
 def load_student(folder: Path, config: ByteLMConfig | None = None, *, decoder_is_trained: bool = False) -> ByteLM:
