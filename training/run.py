@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +13,10 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from bytekernels import BOS, AlignedBatch
-from models import ByteLM, ByteLMConfig, Score, score, token_score
+from bytekernels import AlignedBatch
+from models import ByteLM, ByteLMConfig
 from models.byte_lm import core_settings
 from models.core import use_packed
-from models.likelihood import path_log_probs
 from models.local_stack import BLOCKS
 from models.suffix import SuffixFeatures, Vocabulary
 from training import loop
@@ -401,52 +400,3 @@ class Run:
             return next_token_flops(CoreSizes.of(config), rows).total / rows.bytes
         extras = Extras.of(stage.name, context.recipe)
         return stage_flops(Sizes.of(config), stage.name, rows, extras).total / rows.bytes
-
-    # ------------------------------------------------------------------------------------------------------ scores
-
-    def teacher_score(self) -> Score:
-        """The teacher's log-likelihood of the held-out rows, along its own tokenization."""
-        teacher = self.placed_teacher
-
-        def of_batch(batch: AlignedBatch) -> Score:
-            num_bytes = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long() - 1
-            hidden = teacher(batch)
-            return token_score(hidden, teacher.head, batch.token_ids, batch.token_cu, num_bytes)
-
-        return self._score(of_batch)
-
-    def student_score(self, model: ByteLM) -> Score | None:
-        """The byte-level model's log-likelihood (its honest bound) of the same rows; None where it has none."""
-        if model.config.dechunk == "lookahead":
-            return None
-        return self._score(lambda batch: score(model, batch.ids, batch.cu_seqlens))
-
-    def leaking_score(self, model: ByteLM) -> Score | None:
-        """What a model whose dechunk weight sees the next byte makes of the same rows; None for any other model.
-
-        The text is fed in, and each byte leaks into its own prediction, so this is no likelihood of anything, and not
-        to be held against bits per byte. It shows that such a model has learnt, and how much it leaks.
-        """
-        if model.config.dechunk != "lookahead":
-            return None
-
-        def of_batch(batch: AlignedBatch) -> Score:
-            output = model(batch.ids, batch.cu_seqlens)
-            log_probs = path_log_probs(output.logits, batch.ids, batch.cu_seqlens, output.routing.boundary)
-            return Score(log_probs.sum()[None], (batch.ids != BOS).sum()[None])
-
-        return self._score(of_batch)
-
-    @torch.no_grad()
-    def _score(self, of_batch: Callable[[AlignedBatch], Score]) -> Score:
-        """Scores of all rows, on every rank; the ranks share out the batches and run as many forward passes each."""
-        batches, size = self.score_batches, self.ranks.size
-        mine: list[Score] = []
-        with self.precision():
-            for first in range(0, len(batches), size):
-                number = first + self.ranks.rank
-                scored = of_batch(batches[number if number < len(batches) else first].to(self.ranks.device))
-                if number < len(batches):
-                    mine.append(Score(*(part.cpu() for part in scored)))
-        scores = [scored for one in self.ranks.gather(mine) for scored in one]
-        return Score(*(torch.cat(parts) for parts in zip(*scores, strict=True)))

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from models import ByteLM, generate
-from training import parallel, plan_command, report
+from training import parallel, plan_command, report, scores
 from training.checkpoint import write_folder
 from training.errors import Preempted, UserError
 from training.loop import told_to_stop
@@ -98,9 +98,9 @@ def report_on(run: Run, model: ByteLM, rows: list[dict[str, Any]], control: bool
         control_model, row = run.run_control()
         rows = [*rows, row]
     writes = any("decoder." in STAGES[name].trains for name in run.recipe.order)
-    teacher = run.teacher_score()
-    student, leaking = (run.student_score(model), run.leaking_score(model)) if writes else (None, None)
-    control_score = run.student_score(control_model) if control_model else None
+    teacher = scores.teacher_score(run)
+    student, leaking = (scores.student_score(run, model), scores.leaking_score(run, model)) if writes else (None, None)
+    control_score = scores.student_score(run, control_model) if control_model else None
     if run.ranks.is_main:
         teacher_bpb = teacher.bits_per_byte()
         student_bpb = student.bits_per_byte() if student else None
