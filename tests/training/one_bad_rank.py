@@ -1,6 +1,7 @@
 """Under torchrun: two processes train a small Llama, and in one step of one of them the loss is not finite.
 
-Each prints a line of JSON: its progress, and a sum over its part of the weights that says whether they are finite.
+Each writes `rank-<rank>.json`, a file of its own since two processes that print share a line now and then: its
+progress, and a sum over all weights that says whether they are finite.
 """
 
 import contextlib
@@ -60,7 +61,8 @@ def main(corpus: Path, folder: Path) -> None:
         log=lambda progress: contextlib.nullcontext(Silent()),
     )  # fmt: skip
     total = sum(float(parameter.full_tensor().abs().sum()) for _, parameter in named)
-    print(json.dumps({"steps": progress.step, "skipped": progress.skipped, "weights": total}), flush=True)
+    found = {"steps": progress.step, "skipped": progress.skipped, "weights": total}
+    (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found))
     parallel.finish()
 
 
