@@ -222,6 +222,9 @@ def token_end_mask(
 def token_prefix(
     ids: Array, cu_seqlens: Array, boundary: Array, edges: Array, children: Array, prefix: Array, threads: int
 ) -> None: ...
+def constrain_ends(
+    ids: Array, cu_seqlens: Array, boundary: Array, trie: tuple[Array, ...], ends: Array, threads: int
+) -> None: ...
 def unpack(
     values: Array, cu_seqlens: Array, pad: Array, row_bytes: int, total: int, length: int, padded: Array, threads: int
 ) -> None: ...
@@ -286,6 +289,10 @@ class cuda:
         found: Array,
         device: int,
         stream: int,
+    ) -> None: ...
+    @staticmethod
+    def constrain_ends(
+        ids: Array, cu_seqlens: Array, boundary: Array, trie: tuple[Array, ...], ends: Array, device: int, stream: int
     ) -> None: ...
     @staticmethod
     def visit(items: int, most_blocks: int, visits: Array) -> None: ...

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 if find_spec("torch") is not None:  # the extension alone, bytekernels._C, does without
     from bytekernels.align import AlignedBatch, align_pack
     from bytekernels.byte_table import byte_table
+    from bytekernels.constrain import constrain_ends
     from bytekernels.conv import byte_conv1d, causal_conv1d, causal_conv1d_step
     from bytekernels.dechunk import dechunk
     from bytekernels.linear_kl import linear_kl
@@ -36,6 +37,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "chunk_layout",
+    "constrain_ends",
     "dechunk",
     "gated_rms_norm",
     "gather_chunks",

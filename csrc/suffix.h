@@ -6,15 +6,10 @@
 
 namespace bytekernels {
 
-struct SuffixTrie {
-  Trie trie;
-  const int32_t* ids;  // [nodes], of the string that ends at each node, -1 if none
-};
-
 // The id of the longest string on the walk that came to `node` (-1: nowhere) by the newest of `held` bytes and goes on
 // by before(1), before(2), ..., the bytes before it.
 template <class Before>
-RAGGED_INLINE int32_t longest_below(const SuffixTrie& suffixes, int64_t node, int64_t held, const Before& before) {
+RAGGED_INLINE int32_t longest_below(const StringTrie& suffixes, int64_t node, int64_t held, const Before& before) {
   int32_t longest = -1;
   for (int64_t depth = 1; node >= 0; ++depth) {
     const int32_t id = suffixes.ids[node];
@@ -33,7 +28,7 @@ struct SuffixRing {
   int64_t slots;  // at least the length of the longest string
 
   // Takes a byte of sequence s, which leads from the root to `node`, and returns what longest_below finds there.
-  RAGGED_INLINE int32_t take(const SuffixTrie& suffixes, int64_t s, uint8_t byte, int64_t node) const {
+  RAGGED_INLINE int32_t take(const StringTrie& suffixes, int64_t s, uint8_t byte, int64_t node) const {
     const int64_t position = static_cast<uint32_t>(counts[s]);
     uint8_t* const bytes = recent + s * slots;
     bytes[position % slots] = byte;
@@ -44,12 +39,12 @@ struct SuffixRing {
 };
 
 // found[i] = the id for row rows[i] of ids (row i where rows is null), -1 where no string ends. Rows are of ids.
-void longest_suffix(const SuffixTrie& suffixes, const uint8_t* ids, const int32_t* cu, int64_t sequences,
+void longest_suffix(const StringTrie& suffixes, const uint8_t* ids, const int32_t* cu, int64_t sequences,
                     const int32_t* rows, int64_t count, int32_t* found, int threads);
 
 // found[s] = the id after ids[s] was taken; -1 for a sequence that is not active, which nothing is taken for. `active`
 // may be null.
-void longest_suffix_step(const SuffixTrie& suffixes, const uint8_t* ids, const uint8_t* active, const SuffixRing& ring,
+void longest_suffix_step(const StringTrie& suffixes, const uint8_t* ids, const uint8_t* active, const SuffixRing& ring,
                          int32_t* found, int threads);
 
 }  // namespace bytekernels

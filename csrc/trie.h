@@ -35,4 +35,10 @@ struct Trie {
   }
 };
 
+// A tree that knows its strings.
+struct StringTrie {
+  Trie trie;
+  const int32_t* ids;  // [nodes], of the string that ends at each node, -1 if none
+};
+
 }  // namespace bytekernels

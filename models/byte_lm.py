@@ -168,8 +168,15 @@ class ByteLM(HubModel):
         h = self.encoder(ids, cu_seqlens)
         routing = self.router(h, ids, cu_seqlens)
         if boundary is not None:
-            routing = bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
-        return h, routing
+            return h, bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
+        return h, self._constrained(routing, ids, cu_seqlens)
+
+    def _constrained(self, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> Routing:
+        """The router's chunks held to the vocabulary, where the configuration asks for it; the probabilities stay."""
+        if not self.config.constrain_chunks:
+            return routing
+        ends = bytekernels.constrain_ends(ids, cu_seqlens, routing.boundary, self.prefixes)
+        return bytekernels.routing_of(ends, cu_seqlens, routing.prob)
 
     def predict(self, chunks: Tensor, h: Tensor, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> ByteLMOutput:
         """What comes after it, from its output [M, d_core] and what :meth:`read` gave."""
@@ -182,11 +189,11 @@ class ByteLM(HubModel):
 
     @property
     def prefixes(self) -> SortedVocabulary:
-        """The teacher's vocabulary, which a marginal head reads."""
+        """The teacher's vocabulary, which a marginal head reads, and chunks may be held to."""
         return cast(SuffixFeatures, self.encoder.suffix).prefixes
 
     def route(self, ids: Tensor, cu_seqlens: Tensor) -> Routing:
-        """The router's chunks alone, from no more than it reads; arguments as in :meth:`forward`.
+        """The chunks alone, from no more than the router reads; arguments as in :meth:`forward`.
 
         Gradients reach the router, and not an encoder that is not its own.
         """
@@ -194,7 +201,7 @@ class ByteLM(HubModel):
         if self.router.encoder is None:
             with torch.no_grad():
                 h = self.encoder(ids, cu_seqlens)
-        return self.router(h, ids, cu_seqlens)
+        return self._constrained(self.router(h, ids, cu_seqlens), ids, cu_seqlens)
 
     def router_source(self, state: DecodingState) -> tuple[ByteReader, list[BlockState]]:
         """What the router reads bytes with, the encoder or one of its own, and its part of a decoding state."""
@@ -262,7 +269,7 @@ class ByteLM(HubModel):
         h = self.encoder(ids, cu_seqlens, state.encoder)
         seen = self.router.read(h, ids, cu_seqlens, state.router)
         if boundary is None:
-            boundary = self.router.route(seen, ids, cu_seqlens).boundary.clone()
+            boundary = self._constrained(self.router.route(seen, ids, cu_seqlens), ids, cu_seqlens).boundary.clone()
             if self.config.lookahead:
                 boundary[ends] = ids[ends] == BOS
         before = torch.ones_like(boundary)  # all but the last byte of each sequence

@@ -45,6 +45,8 @@ class ByteLMConfig(PreTrainedConfig):
         bridge_inner: inner width of the SwiGLUs between ``width`` and the core's width.
         router_inner: inner width of the router's two SwiGLUs.
         lookahead: True for a router of chunk ends that sees the next byte, False for H-Net's chunk starts.
+        constrain_chunks: a chunk ends where its bytes and the next one begin no string of the teacher's vocabulary, and
+            otherwise only where the router says so and its bytes are one (:func:`bytekernels.constrain_ends`).
         dechunk: ``hold`` (newest finished chunk), ``causal`` (EMA weight from a head on the byte's own state) or
             ``lookahead`` (EMA weight is the router's probability; leaks the next byte and is refused by the scorer).
         token_head: the model carries the teacher's token head, for stage 1 and for distillation in stage 2.
@@ -79,6 +81,7 @@ class ByteLMConfig(PreTrainedConfig):
     bridge_inner: int = 8192
     router_inner: int = 8192
     lookahead: bool = True
+    constrain_chunks: bool = False
     dechunk: str = "hold"
     token_head: bool = True
     draft_head: bool = False
@@ -197,6 +200,12 @@ class ByteLMConfig(PreTrainedConfig):
                 "marginal_head=True needs the token head, the vocabulary of suffix features, and chunk ends: "
                 f"set token_head=True (got {self.token_head}), suffix features (got suffix_bytes={self.suffix_bytes}) "
                 f"and lookahead=True (got {self.lookahead})"
+            )
+        if self.constrain_chunks and not (self.suffix_bytes and self.lookahead and not self.draft_head):
+            raise ValueError(
+                "constrain_chunks=True needs the vocabulary of suffix features and chunk ends, and multi-byte decoding "
+                f"has none: set suffix features (got suffix_bytes={self.suffix_bytes}), lookahead=True (got "
+                f"{self.lookahead}) and draft_head=False (got {self.draft_head})"
             )
         if self.draft_head and not self.lookahead:
             raise ValueError("draft_head=True needs lookahead=True: with H-Net's causal router a draft serves nothing")

@@ -129,6 +129,7 @@ class ModelRecipe:
     bridge_inner: int = 8192
     router_inner: int = 8192
     lookahead: bool = True
+    constrain_chunks: bool = False
     dechunk: str = "hold"
     draft_head: bool = False
     marginal_head: bool = False

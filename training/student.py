@@ -9,7 +9,7 @@ from training.errors import UserError
 from training.recipe import ModelRecipe
 
 # What a stage may want otherwise than the model that it starts from.
-_CHANGEABLE = ("dechunk", "draft_head", "marginal_head")
+_CHANGEABLE = ("constrain_chunks", "dechunk", "draft_head", "marginal_head")
 
 
 def load_student(folder: Path, config: ByteLMConfig | None = None, *, decoder_is_trained: bool = False) -> ByteLM:
@@ -17,9 +17,9 @@ def load_student(folder: Path, config: ByteLMConfig | None = None, *, decoder_is
 
     Args:
         folder: written by a stage.
-        config: the sizes it must have. Another dechunk weight is no obstacle, nor is a draft head that is missing or
-            too many: the dechunk, or the head, is then made anew or dropped. With a marginal head where there was none,
-            or without, the whole decoder is made anew.
+        config: the sizes it must have. Other rules for where chunks end are no obstacle, nor is another dechunk weight,
+            or a draft head that is missing or too many: the dechunk, or the head, is then made anew or dropped. With a
+            marginal head where there was none, or without, the whole decoder is made anew.
         decoder_is_trained: that would lose what stage 2.1 has learnt, and is refused.
 
     Raises:

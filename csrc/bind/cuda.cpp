@@ -10,6 +10,7 @@
 #include "bind/bos.h"
 #include "bind/suffix.h"
 #include "bindings.h"
+#include "cuda/constrain.h"
 #include "cuda/launch.h"
 #include "cuda/pack.h"
 #include "cuda/row_index.h"
@@ -132,7 +133,7 @@ void row_index(const Array& cu_seqlens, const Array& sequence, const Array& posi
 }
 
 void longest_suffix(const Array& ids, const Array& cu_seqlens, const std::optional<Array>& rows,
-                    const SuffixArrays& trie, const Array& found, int device, uintptr_t stream) {
+                    const StringTrieArrays& trie, const Array& found, int device, uintptr_t stream) {
   const Where where{device, stream};
   const int64_t total = elements(ids, 1, "ids");
   const Offsets cuts = offsets_at(cu_seqlens, total, where);
@@ -140,17 +141,28 @@ void longest_suffix(const Array& ids, const Array& cu_seqlens, const std::option
   const auto* bytes = pointer<const uint8_t>(ids, total, "ids");
   const auto* asked = optional_pointer<const int32_t>(rows, count, "rows");
   auto* out = pointer<int32_t>(found, count, "found");
-  run(SuffixKernel{suffixes_of(trie), bytes, total, cuts.cu, cuts.sequences, asked, count, out}, where);
+  run(SuffixKernel{string_trie_of(trie), bytes, total, cuts.cu, cuts.sequences, asked, count, out}, where);
 }
 
 void longest_suffix_step(const Array& ids, const std::optional<Array>& active, const Array& recent, const Array& counts,
-                         const SuffixArrays& trie, const Array& found, int device, uintptr_t stream) {
+                         const StringTrieArrays& trie, const Array& found, int device, uintptr_t stream) {
   const Where where{device, stream};
   const SuffixRing ring = ring_of(recent, counts);
   const auto* bytes = pointer<const uint8_t>(ids, ring.sequences, "ids");
   const auto* flags = optional_pointer<const uint8_t>(active, ring.sequences, "active");
   auto* out = pointer<int32_t>(found, ring.sequences, "found");
-  run(SuffixStepKernel{suffixes_of(trie), bytes, flags, ring, out}, where);
+  run(SuffixStepKernel{string_trie_of(trie), bytes, flags, ring, out}, where);
+}
+
+void constrain_ends(const Array& ids, const Array& cu_seqlens, const Array& boundary, const StringTrieArrays& trie,
+                    const Array& ends, int device, uintptr_t stream) {
+  const Where where{device, stream};
+  const int64_t total = elements(ids, 1, "ids");
+  const Offsets cuts = offsets_at(cu_seqlens, total, where);
+  const auto* bytes = pointer<const uint8_t>(ids, total, "ids");
+  const auto* asked = pointer<const uint8_t>(boundary, total, "boundary");
+  auto* out = pointer<uint8_t>(ends, total, "ends");
+  run(ConstrainKernel{string_trie_of(trie), bytes, total, cuts.cu, cuts.sequences, asked, out}, where);
 }
 
 // Adds to visits[i] for every visit of item i, by all threads of a grid of at most `most_blocks` blocks.
@@ -186,6 +198,8 @@ BYTEKERNELS_BIND(m) {
            "stream"_a);
   cuda.def("longest_suffix_step", &longest_suffix_step, "ids"_a, "active"_a, "recent"_a, "counts"_a, "trie"_a,
            "found"_a, "device"_a, "stream"_a);
+  cuda.def("constrain_ends", &constrain_ends, "ids"_a, "cu_seqlens"_a, "boundary"_a, "trie"_a, "ends"_a, "device"_a,
+           "stream"_a);
   cuda.def("visit", &visit, "items"_a, "most_blocks"_a, "visits"_a,
            "Counts, on the host, how often the threads of a grid of at most most_blocks blocks serve each item.");
 }

@@ -6,11 +6,11 @@ namespace bytekernels::suffix_bindings {
 
 using OptionalArray = std::optional<Array>;
 
-void find(const Array& ids, const Array& cu_seqlens, const OptionalArray& rows, const SuffixArrays& trie,
+void find(const Array& ids, const Array& cu_seqlens, const OptionalArray& rows, const StringTrieArrays& trie,
           const Array& found, int threads) {
   const int64_t total = elements(ids, 1, "ids");
   const Offsets cuts = offsets(cu_seqlens, total);
-  const SuffixTrie suffixes = suffixes_of(trie);
+  const StringTrie suffixes = string_trie_of(trie);
   const int64_t count = rows ? elements(*rows, sizeof(int32_t), "rows") : total;
   const auto* const asked = optional_pointer<const int32_t>(rows, count, "rows");
   for (int64_t i = 0; asked && i < count; ++i) {
@@ -23,9 +23,9 @@ void find(const Array& ids, const Array& cu_seqlens, const OptionalArray& rows, 
 }
 
 void step(const Array& ids, const OptionalArray& active, const Array& recent, const Array& counts,
-          const SuffixArrays& trie, const Array& found, int threads) {
+          const StringTrieArrays& trie, const Array& found, int threads) {
   const SuffixRing ring = ring_of(recent, counts);
-  const SuffixTrie suffixes = suffixes_of(trie);
+  const StringTrie suffixes = string_trie_of(trie);
   const auto* const bytes = pointer<const uint8_t>(ids, ring.sequences, "ids");
   const auto* const flags = optional_pointer<const uint8_t>(active, ring.sequences, "active");
   auto* const out = pointer<int32_t>(found, ring.sequences, "found");

@@ -2,22 +2,12 @@
 #pragma once
 
 #include <optional>
-#include <tuple>
 
 #include "../suffix.h"
 #include "bind/rows.h"
 #include "bind/trie.h"
 
 namespace bytekernels {
-
-// edges, children, string_ids.
-using SuffixArrays = std::tuple<Array, Array, Array>;
-
-inline SuffixTrie suffixes_of(const SuffixArrays& arrays) {
-  const auto& [edges, children, string_ids] = arrays;
-  const Trie trie = trie_of(edges, children);
-  return {trie, pointer<const int32_t>(string_ids, trie.nodes, "string_ids")};
-}
 
 inline SuffixRing ring_of(const Array& recent, const Array& counts) {
   const int64_t sequences = elements(counts, sizeof(int32_t), "counts");

@@ -24,7 +24,7 @@ std::array<int32_t, 256> below_root(const Trie& trie) {
 
 }  // namespace
 
-void longest_suffix(const SuffixTrie& suffixes, const uint8_t* ids, const int32_t* cu, int64_t sequences,
+void longest_suffix(const StringTrie& suffixes, const uint8_t* ids, const int32_t* cu, int64_t sequences,
                     const int32_t* rows, int64_t count, int32_t* found, int threads) {
   const std::array<int32_t, 256> first = below_root(suffixes.trie);
   auto ending_at = [&](int64_t row, int64_t start) {
@@ -43,7 +43,7 @@ void longest_suffix(const SuffixTrie& suffixes, const uint8_t* ids, const int32_
   });
 }
 
-void longest_suffix_step(const SuffixTrie& suffixes, const uint8_t* ids, const uint8_t* active, const SuffixRing& ring,
+void longest_suffix_step(const StringTrie& suffixes, const uint8_t* ids, const uint8_t* active, const SuffixRing& ring,
                          int32_t* found, int threads) {
   const std::array<int32_t, 256> first = below_root(suffixes.trie);
   parallel_for(ring.sequences, kGrain, threads, [&](Range share) {

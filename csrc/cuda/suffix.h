@@ -7,7 +7,7 @@ namespace bytekernels {
 
 // A thread answers for one row; a row that is not of the text has -1.
 struct SuffixKernel {
-  SuffixTrie suffixes;
+  StringTrie suffixes;
   const uint8_t* ids;
   int64_t total;
   const int32_t* cu;

@@ -7,7 +7,7 @@ namespace bytekernels {
 
 // A thread takes the byte of one sequence.
 struct SuffixStepKernel {
-  SuffixTrie suffixes;
+  StringTrie suffixes;
   const uint8_t* ids;
   const uint8_t* active;  // null: all are
   SuffixRing ring;

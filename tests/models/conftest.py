@@ -99,13 +99,14 @@ def packed_tokens(lengths, seed: int = 0):
 
 SUFFIX = dict(suffix_bytes=sum(map(len, STRINGS)))
 MARGINAL = dict(**SUFFIX, marginal_head=True)
+CONSTRAINED = dict(**SUFFIX, constrain_chunks=True)
 CHUNK = dict(**SUFFIX, suffix_scope="chunk", dechunk="causal")
 ABLATED = dict(encoder="attention", attention_window=5, router="split", router_layers=1)
 
 
 @pytest.fixture(
-    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX, CHUNK, MARGINAL],
-    ids=["hold", "causal", "ablated", "suffix", "chunk", "marginal"],
+    params=[dict(dechunk="hold"), dict(dechunk="causal"), ABLATED, SUFFIX, CHUNK, MARGINAL, CONSTRAINED],
+    ids=["hold", "causal", "ablated", "suffix", "chunk", "marginal", "constrained"],
 )
 def model(request) -> ByteLM:
     return small_model(**request.param)

@@ -1,0 +1,26 @@
+#include "constrain.h"
+
+#include "bind/trie.h"
+
+namespace bytekernels::constrain_bindings {
+
+void constrain(const Array& ids, const Array& cu_seqlens, const Array& boundary, const StringTrieArrays& trie,
+               const Array& ends, int threads) {
+  const int64_t total = elements(ids, 1, "ids");
+  const Offsets cuts = offsets(cu_seqlens, total);
+  const StringTrie strings = string_trie_of(trie);
+  const auto* const bytes = pointer<const uint8_t>(ids, total, "ids");
+  const auto* const asked = pointer<const uint8_t>(boundary, total, "boundary");
+  auto* const out = pointer<uint8_t>(ends, total, "ends");
+  py::gil_scoped_release release;
+  constrain_ends(strings, bytes, cuts.cu, cuts.sequences, total, asked, out, threads);
+}
+
+BYTEKERNELS_BIND(m) {
+  using namespace pybind11::literals;
+
+  m.def("constrain_ends", &constrain, "ids"_a, "cu_seqlens"_a, "boundary"_a, "trie"_a, "ends"_a, "threads"_a,
+        "Writes ends. The trie: edges, children, string_ids.");
+}
+
+}  // namespace bytekernels::constrain_bindings

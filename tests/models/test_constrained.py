@@ -1,0 +1,88 @@
+"""A model whose chunks are held to the teacher's vocabulary: who reads them, and what they need."""
+
+import pytest
+import torch
+
+import bytekernels
+from bytekernels import BOS
+from models import ByteLMConfig
+from models.scoring import Scorer
+from tests.models.conftest import CONSTRAINED, STRINGS, packed_tokens, small_model
+
+
+@pytest.fixture
+def pair():
+    """A model, and the same without the constraint."""
+    model, free = small_model(**CONSTRAINED), small_model(**CONSTRAINED)
+    free.load_state_dict(model.state_dict())
+    free.config.constrain_chunks = False
+    return model, free
+
+
+@pytest.fixture
+def packed():
+    ids, cu_seqlens, _ = packed_tokens([60, 1, 45, 30])
+    return ids, cu_seqlens
+
+
+def test_forward_route_and_prefill_have_the_same_chunks(pair, packed):
+    model, free = pair
+    routed = free(*packed).routing
+    ends = bytekernels.constrain_ends(*packed, routed.boundary, model.prefixes)
+    assert not torch.equal(ends, routed.boundary)
+    output = model(*packed)
+    for found in (output.routing, model.route(*packed)):
+        assert torch.equal(found.boundary, ends)
+        assert torch.equal(found.prob, routed.prob)
+    assert output.chunks.shape[0] == int(ends.sum())
+    last = packed[1][1:].long() - 1
+    read = model.prefill(*packed).boundary
+    inner = torch.ones_like(read)
+    inner[last] = False
+    assert torch.equal(read[inner], ends[inner])
+    assert read[last].tolist() == [False, True, False, False]  # BOS alone is a chunk; the others' bits are to be drawn
+
+
+def test_given_chunks_are_not_changed(pair, packed):
+    model, free = pair
+    given = torch.rand(len(packed[0]), generator=torch.Generator().manual_seed(0)) < 0.3
+    assert torch.equal(model(*packed, given).logits, free(*packed, given).logits)
+
+
+def test_its_chunks_are_strings_wherever_they_can_be(pair, packed):
+    """No chunk but those that had to end is another thing than a string, or BOS."""
+    boundary = pair[0](*packed).routing.boundary
+    strings = 0
+    for start, stop in zip(packed[1], packed[1][1:], strict=False):
+        chunk = b""
+        for t in range(start, stop):
+            chunk += bytes([packed[0][t]])
+            if boundary[t]:
+                following = bytes(packed[0][t + 1 : t + 2].tolist()) if t + 1 < stop else b""
+                had_to = not any(string.startswith(chunk + following) for string in STRINGS)
+                assert chunk in STRINGS or had_to or chunk == bytes([BOS]) or t + 1 == stop
+                strings += chunk in STRINGS
+                chunk = b""
+    assert strings > 20
+
+
+@torch.no_grad()
+def test_scores_go_along_the_constrained_path(pair):
+    model, free = pair
+    text = b"hello worldhellhello"
+    (found,) = Scorer(model).score([("", text)])
+    ids = torch.tensor([BOS, *text], dtype=torch.uint8)
+    cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32)
+    boundary = bytekernels.constrain_ends(ids, cu_seqlens, free.route(ids, cu_seqlens).boundary, model.prefixes)
+    log_p = free(ids, cu_seqlens, boundary).logits.log_softmax(-1)
+    bits = boundary.tolist()
+    steps = [log_p[t, int(ids[t + 1]) + 256 * bits[t + 1]] for t in range(len(text) - 1)]
+    last = log_p[len(text) - 1, [text[-1], 256 + text[-1]]].logsumexp(0)
+    assert found.log_likelihood == pytest.approx(float(sum(steps) + last), rel=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"suffix_bytes": 0}, {"lookahead": False}, {"draft_head": True}])
+def test_what_it_needs_is_named(other):
+    ((name, value),) = other.items()
+    with pytest.raises(ValueError, match=f"constrain_chunks=True needs .*{name}.*{value}"):
+        ByteLMConfig(**{**CONSTRAINED, **other})
