@@ -1,4 +1,4 @@
-"""Speed and memory of byte marginals and longest suffixes: ours, running sums in PyTorch, the specification.
+"""Speed and memory of byte marginals and what walks a vocabulary: ours, running sums in PyTorch, the specification.
 
 ``python benchmarks/bench_marginals.py [--shape V=49152,M=512] [--json FILE.json] [--plot FILE.png]``
 """
@@ -18,6 +18,7 @@ from benchmarks import command, marginal_peers, shapes
 from benchmarks.harness import Case
 from benchmarks.report import advantages
 from bytekernels import BOS, SortedVocabulary, SuffixState, SuffixTrie
+from bytekernels.constrain import roofline as constrain_roofline
 from bytekernels.marginals import roofline
 from bytekernels.ragged import cu_seqlens_of
 from bytekernels.roofline import Work
@@ -34,7 +35,7 @@ class Shape(shapes.Shape):
     Attributes:
         V: strings of the vocabulary.
         M: chunks, tokens drawn from it; byte_marginals is asked for at each of their bytes.
-        T: bytes of longest_suffix and token_prefix, tokens again.
+        T: bytes of longest_suffix, token_prefix and constrain_ends, tokens again.
         S: sequences of these, their lengths drawn, and of longest_suffix_step.
     """
 
@@ -54,6 +55,7 @@ def cases(ops: Sequence[str], shape: Shape, dtype: torch.dtype, device: torch.de
     made: dict[str, Callable[[], tuple[dict[str, Any], Work]]] = {
         "byte_marginals": text.of_byte_marginals,
         "token_prefix": text.of_token_prefix,
+        "constrain_ends": text.of_constrain_ends,
         "longest_suffix": text.of_longest_suffix,
         "longest_suffix_step": text.of_longest_suffix_step,
     }
@@ -89,11 +91,16 @@ class _Text:
         return self._moved(arguments) | dict(vocabulary=vocabulary.to(self.device)), work
 
     def of_token_prefix(self) -> tuple[dict[str, Any], Work]:
+        return self._with_chunk_ends(), roofline.token_prefix(self.shape.T, self.shape.S)
+
+    def of_constrain_ends(self) -> tuple[dict[str, Any], Work]:
+        return self._with_chunk_ends(), constrain_roofline.constrain_ends(self.shape.T, self.shape.S)
+
+    def _with_chunk_ends(self) -> dict[str, Any]:
         ids, cu_seqlens = self._sequences()
         boundary = torch.rand(self.shape.T, generator=self.generator) < 1 / 4
         arguments = self._moved(dict(ids=ids, cu_seqlens=cu_seqlens, boundary=boundary))
-        vocabulary = SortedVocabulary(self.strings).to(self.device)
-        return arguments | dict(vocabulary=vocabulary), roofline.token_prefix(self.shape.T, self.shape.S)
+        return arguments | dict(vocabulary=SortedVocabulary(self.strings).to(self.device))
 
     def of_longest_suffix(self) -> tuple[dict[str, Any], Work]:
         ids, cu_seqlens = self._sequences()

@@ -19,7 +19,7 @@ import bytekernels
 from benchmarks.harness import Provider
 from bytekernels import SortedVocabulary, SuffixState, SuffixTrie, dispatch
 
-OPS = ("byte_marginals", "token_prefix", "longest_suffix", "longest_suffix_step")
+OPS = ("byte_marginals", "token_prefix", "constrain_ends", "longest_suffix", "longest_suffix_step")
 PROVIDERS = ("eager", "reference", "bytekernels")
 Outputs = dict[str, Tensor]
 
@@ -51,6 +51,10 @@ def prefixes(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: Sort
     return dict(prefix=bytekernels.token_prefix(ids, cu_seqlens, boundary, vocabulary))
 
 
+def constrained(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: SortedVocabulary) -> Outputs:
+    return dict(ends=bytekernels.constrain_ends(ids, cu_seqlens, boundary, vocabulary))
+
+
 def suffixes(ids: Tensor, cu_seqlens: Tensor, trie: SuffixTrie) -> Outputs:
     return dict(found=bytekernels.longest_suffix(ids, cu_seqlens, trie))
 
@@ -60,7 +64,9 @@ def suffix_step(ids: Tensor, recent: Tensor, counts: Tensor, trie: SuffixTrie) -
     return dict(found=found, recent=recent, counts=counts)
 
 
-FUNCTIONS: dict[str, Callable[..., Outputs]] = dict(zip(OPS, (marginals, prefixes, suffixes, suffix_step), strict=True))
+FUNCTIONS: dict[str, Callable[..., Outputs]] = dict(
+    zip(OPS, (marginals, prefixes, constrained, suffixes, suffix_step), strict=True)
+)
 
 
 _by_specification = functools.partial(dispatch.force, "reference")
