@@ -151,6 +151,18 @@ def test_a_marginal_head_begins_as_the_teacher(home, marginal_run):
     assert kept.keys() == found.keys() and torch.equal(kept["token_head.weight"], found["token_head.weight"])
 
 
+def test_chunks_may_be_held_to_the_vocabulary_from_any_stage(home, marginal_run):
+    """The same weights and text: where chunks are tokens, bytes are likelier before anything is learnt for it."""
+    free = read_summary(marginal_run / "stages" / "2.2")
+    options = sets(*WITH_MARGINALS[1:], 'curriculum=["2.2"]', "model.constrain_chunks=true")
+    out = command(home, "constrained", "--stage", "all", "--from", marginal_run / "stages" / "2.1", *options)
+    held = read_summary(out / "stages" / "2.2")
+    assert held["before"]["bits_per_byte"] < 0.95 * free["before"]["bits_per_byte"]
+    assert held["after"]["cross_entropy"] < held["before"]["cross_entropy"]
+    assert report_of(out)["student_bpb"] < report_of(marginal_run)["student_bpb"]
+    assert ByteLM.from_pretrained(out / "model").config.constrain_chunks
+
+
 def test_a_control_has_no_marginal_head(home, marginal_run, monkeypatch):
     """Nothing would train the fresh token head that it would read."""
     recipe = read_recipe(str(home / "tiny.toml"), WITH_MARGINALS)
