@@ -2,5 +2,5 @@
 
 from tests.models.conftest import model
 
-# The fixture: a model that dechunks by ``hold``, one by ``causal``, and one of windowed attention and a split router.
+# The fixture: models of every kind that a promise is held for.
 __all__ = ["model"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import ByteLM, score
-from tests.models.conftest import packed_bytes, small_model
+from tests.models.conftest import CONSTRAINED, packed_bytes, packed_tokens, small_model
 
 LENGTH = 24
 
@@ -61,3 +61,13 @@ def test_the_router_looks_one_byte_ahead_and_no_further():
     other[12] ^= 1
     prob, changed = (model(x, cu_seqlens).routing.prob for x in (ids, other))
     assert torch.equal(prob[:11], changed[:11]) and prob[11] != changed[11]
+
+
+@pytest.mark.parametrize("position", range(0, 44, 4))
+def test_nor_do_chunks_that_are_held_to_a_vocabulary(position):
+    model = small_model(**CONSTRAINED)
+    ids, cu_seqlens, _ = packed_tokens([48])
+    other = torch.where(torch.arange(48) > position + 1, (ids + 77) % 254, ids)
+    ends, changed = (model(x, cu_seqlens).routing.boundary for x in (ids, other))
+    assert torch.equal(ends[: position + 1], changed[: position + 1])
+    assert not torch.equal(ends, changed)
