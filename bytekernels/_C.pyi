@@ -295,4 +295,15 @@ class cuda:
         ids: Array, cu_seqlens: Array, boundary: Array, trie: tuple[Array, ...], ends: Array, device: int, stream: int
     ) -> None: ...
     @staticmethod
+    def token_prefix(
+        ids: Array,
+        cu_seqlens: Array,
+        boundary: Array,
+        edges: Array,
+        children: Array,
+        prefix: Array,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
     def visit(items: int, most_blocks: int, visits: Array) -> None: ...

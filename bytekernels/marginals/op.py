@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bytekernels import dispatch
-from bytekernels.extension import native
+from bytekernels.extension import cuda, native
 from bytekernels.ragged import accumulation_dtype, check_cu_seqlens, check_indices
 from bytekernels.trie import ByteTrie
 
@@ -25,7 +25,9 @@ _byte_marginals = dispatch.Dispatch(
     native=dispatch.Implementation("bytekernels.marginals.native", devices=("cpu",), why_not=_why_not_native),
     reference=dispatch.reference("marginals"),
 )
-_token_prefix = dispatch.Dispatch("token_prefix", native=native("marginals"), reference=dispatch.reference("marginals"))
+_token_prefix = dispatch.Dispatch(
+    "token_prefix", native=native("marginals"), cuda=cuda("marginals"), reference=dispatch.reference("marginals")
+)
 
 
 class SortedVocabulary(ByteTrie):

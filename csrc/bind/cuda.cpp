@@ -18,6 +18,7 @@
 #include "cuda/suffix_step.h"
 #include "cuda/targets.h"
 #include "cuda/token_ends.h"
+#include "cuda/token_prefix.h"
 #include "cuda/unpack.h"
 
 namespace bytekernels::cuda_bindings {
@@ -165,6 +166,18 @@ void constrain_ends(const Array& ids, const Array& cu_seqlens, const Array& boun
   run(ConstrainKernel{string_trie_of(trie), bytes, total, cuts.cu, cuts.sequences, asked, out}, where);
 }
 
+// Writes the rows of prefix that a walk comes to; the others are left as they are.
+void token_prefix(const Array& ids, const Array& cu_seqlens, const Array& boundary, const Array& edges,
+                  const Array& children, const Array& prefix, int device, uintptr_t stream) {
+  const Where where{device, stream};
+  const int64_t total = elements(ids, 1, "ids");
+  const Offsets cuts = offsets_at(cu_seqlens, total, where);
+  const auto* bytes = pointer<const uint8_t>(ids, total, "ids");
+  const auto* ends = pointer<const uint8_t>(boundary, total, "boundary");
+  auto* out = pointer<int32_t>(prefix, total, "prefix");
+  run(TokenPrefixKernel{trie_of(edges, children), bytes, total, cuts.cu, cuts.sequences, ends, out}, where);
+}
+
 // Adds to visits[i] for every visit of item i, by all threads of a grid of at most `most_blocks` blocks.
 void visit(int64_t items, int64_t most_blocks, const Array& visits) {
   if (items < 0 || most_blocks < 1) {
@@ -200,6 +213,8 @@ BYTEKERNELS_BIND(m) {
            "found"_a, "device"_a, "stream"_a);
   cuda.def("constrain_ends", &constrain_ends, "ids"_a, "cu_seqlens"_a, "boundary"_a, "trie"_a, "ends"_a, "device"_a,
            "stream"_a);
+  cuda.def("token_prefix", &token_prefix, "ids"_a, "cu_seqlens"_a, "boundary"_a, "edges"_a, "children"_a, "prefix"_a,
+           "device"_a, "stream"_a, "Writes the nodes of rows inside a string; the others are left as they are.");
   cuda.def("visit", &visit, "items"_a, "most_blocks"_a, "visits"_a,
            "Counts, on the host, how often the threads of a grid of at most most_blocks blocks serve each item.");
 }

@@ -9,7 +9,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc")
 
 
 def test_every_op_of_the_cuda_half_is_there():
-    ops = ["constrain", "pack", "row_index", "suffix", "suffix_step", "targets", "token_ends", "unpack"]
+    ops = ["constrain", "pack", "row_index", "suffix", "suffix_step", "targets", "token_ends", "token_prefix", "unpack"]
     assert [source.stem for source in cuda_check.sources()] == ops
 
 

@@ -185,7 +185,7 @@ def test_many_chunks_on_any_threads():
     assert_repeats(NATIVE, lambda: [marginals(NATIVE, logits, tree, chunk_of, prefix)])
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "cuda", "reference"])  # cuda: its kernel's body, on the host
 def test_prefixes_of_a_long_text(implementation):
     """More bytes than one thread takes, chunks longer than every string, sequences that begin inside a chunk."""
     strings, tree = vocabulary_of("byte-level")
