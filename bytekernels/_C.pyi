@@ -292,7 +292,14 @@ class cuda:
     ) -> None: ...
     @staticmethod
     def constrain_ends(
-        ids: Array, cu_seqlens: Array, boundary: Array, trie: tuple[Array, ...], ends: Array, device: int, stream: int
+        ids: Array,
+        cu_seqlens: Array,
+        boundary: Array,
+        trie: tuple[Array, ...],
+        scratch: Array,
+        ends: Array,
+        device: int,
+        stream: int,
     ) -> None: ...
     @staticmethod
     def token_prefix(

@@ -22,6 +22,25 @@ def validates(tensor: Tensor, validate: bool | None = None) -> bool:
     return wanted and tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
+def check_chunked(ids: Tensor, boundary: Tensor) -> None:
+    """Refuse what are not the bytes of a text and the ends of its chunks.
+
+    Args:
+        ids: uint8 [T].
+        boundary: bool [T].
+
+    Raises:
+        TypeError: other dtypes.
+        ValueError: other shapes.
+    """
+    if ids.dtype != torch.uint8:
+        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+    if boundary.dtype != torch.bool:
+        raise TypeError(f"boundary must be bool, got {boundary.dtype}: compare it with a threshold first")
+    if ids.dim() != 1 or boundary.shape != ids.shape:
+        raise ValueError(f"ids and boundary must have one shape [T], got {list(ids.shape)} and {list(boundary.shape)}")
+
+
 def check_cu_seqlens(cu_seqlens: Tensor, total: int, name: str = "cu_seqlens", *, validate: bool | None = None) -> None:
     """Refuse offsets that do not cut ``total`` rows into sequences.
 

@@ -5,24 +5,36 @@
 
 namespace bytekernels {
 
-// Writes the ends of one sequence, the rows of ids, boundary and ends: flags of 0 and 1. Where a chunk ends depends on
-// where the one before it did, so the walk is along the sequence.
-RAGGED_INLINE void constrain_sequence(const StringTrie& strings, const uint8_t* ids, const uint8_t* boundary,
-                                      Range rows, uint8_t* ends) {
-  if (rows.size() <= 0) return;
-  int64_t node = strings.trie.child(0, ids[rows.begin]);  // of the open chunk's bytes, -1 where they begin no string
-  for (int64_t row = rows.begin; row + 1 < rows.end; ++row) {
-    const uint8_t next = ids[row + 1];
-    const int64_t longer = node < 0 ? -1 : strings.trie.child(node, next);
-    const bool end = longer < 0 || (boundary[row] && strings.ids[node] >= 0);
-    ends[row] = end;
-    node = end ? strings.trie.child(0, next) : longer;
-  }
-  ends[rows.end - 1] = boundary[rows.end - 1] != 0;
-}
+struct ConstrainedText {
+  StringTrie strings;
+  const uint8_t* ids;
+  const uint8_t* boundary;  // flags of 0 and 1, like ends
 
-// All sequences.
-void constrain_ends(const StringTrie& strings, const uint8_t* ids, const int32_t* cu, int64_t sequences, int64_t total,
-                    const uint8_t* boundary, uint8_t* ends, int threads);
+  // The row that a chunk which begins at `row` ends on, or comes to its sequence's last row, `last`, without an end. It
+  // walks no further than the longest string.
+  RAGGED_INLINE int64_t chunk_end(int64_t row, int64_t last) const {
+    int64_t node = strings.trie.child(0, ids[row]);
+    for (; row < last; ++row) {
+      const int64_t longer = node < 0 ? -1 : strings.trie.child(node, ids[row + 1]);
+      if (longer < 0 || (boundary[row] && strings.ids[node] >= 0)) return row;
+      node = longer;
+    }
+    return last;
+  }
+
+  // Sets the ends of the sequence of these rows, of which none is set before. end_from(row) is chunk_end(row, last).
+  template <class EndFrom>
+  RAGGED_INLINE void set_ends(Range rows, uint8_t* ends, const EndFrom& end_from) const {
+    const int64_t last = rows.end - 1;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      row = end_from(row);
+      ends[row] = row < last || boundary[row];
+    }
+  }
+};
+
+// All sequences; writes all of ends.
+void constrain_ends(const ConstrainedText& text, const int32_t* cu, int64_t sequences, int64_t total, uint8_t* ends,
+                    int threads);
 
 }  // namespace bytekernels

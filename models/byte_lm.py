@@ -166,17 +166,19 @@ class ByteLM(HubModel):
     def read(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None) -> tuple[Tensor, Routing]:
         """What comes before the core: the encoder's states [T, d_core] and the chunks; arguments of :meth:`forward`."""
         h = self.encoder(ids, cu_seqlens)
-        routing = self.router(h, ids, cu_seqlens)
-        if boundary is not None:
-            return h, bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, routing.prob)
-        return h, self._constrained(routing, ids, cu_seqlens)
+        read = self.router.read(h, ids, cu_seqlens)
+        if boundary is None:
+            return h, self._route(read, ids, cu_seqlens)
+        prob = self.router.route(read, ids, cu_seqlens, capacity=0).prob
+        return h, bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, prob)
 
-    def _constrained(self, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> Routing:
-        """The router's chunks held to the vocabulary, where the configuration asks for it; the probabilities stay."""
+    def _route(self, read: Tensor, ids: Tensor, cu_seqlens: Tensor) -> Routing:
+        """The chunks, from what the router has read: its own, or held to the vocabulary. The probabilities are its."""
         if not self.config.constrain_chunks:
-            return routing
-        ends = bytekernels.constrain_ends(ids, cu_seqlens, routing.boundary, self.prefixes)
-        return bytekernels.routing_of(ends, cu_seqlens, routing.prob)
+            return self.router.route(read, ids, cu_seqlens)
+        routed = self.router.route(read, ids, cu_seqlens, capacity=0)  # other chunks will be laid out
+        ends = bytekernels.constrain_ends(ids, cu_seqlens, routed.boundary, self.prefixes)
+        return bytekernels.routing_of(ends, cu_seqlens, routed.prob)
 
     def predict(self, chunks: Tensor, h: Tensor, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> ByteLMOutput:
         """What comes after it, from its output [M, d_core] and what :meth:`read` gave."""
@@ -193,7 +195,7 @@ class ByteLM(HubModel):
         return cast(SuffixFeatures, self.encoder.suffix).prefixes
 
     def route(self, ids: Tensor, cu_seqlens: Tensor) -> Routing:
-        """The chunks alone, from no more than the router reads; arguments as in :meth:`forward`.
+        """The chunks alone, as :meth:`forward` has them, from no more than the router reads; arguments as there.
 
         Gradients reach the router, and not an encoder that is not its own.
         """
@@ -201,7 +203,7 @@ class ByteLM(HubModel):
         if self.router.encoder is None:
             with torch.no_grad():
                 h = self.encoder(ids, cu_seqlens)
-        return self._constrained(self.router(h, ids, cu_seqlens), ids, cu_seqlens)
+        return self._route(self.router.read(h, ids, cu_seqlens), ids, cu_seqlens)
 
     def router_source(self, state: DecodingState) -> tuple[ByteReader, list[BlockState]]:
         """What the router reads bytes with, the encoder or one of its own, and its part of a decoding state."""
@@ -269,7 +271,7 @@ class ByteLM(HubModel):
         h = self.encoder(ids, cu_seqlens, state.encoder)
         seen = self.router.read(h, ids, cu_seqlens, state.router)
         if boundary is None:
-            boundary = self._constrained(self.router.route(seen, ids, cu_seqlens), ids, cu_seqlens).boundary.clone()
+            boundary = self._route(seen, ids, cu_seqlens).boundary.clone()
             if self.config.lookahead:
                 boundary[ends] = ids[ends] == BOS
         before = torch.ones_like(boundary)  # all but the last byte of each sequence

@@ -201,11 +201,15 @@ class ByteLMConfig(PreTrainedConfig):
                 f"set token_head=True (got {self.token_head}), suffix features (got suffix_bytes={self.suffix_bytes}) "
                 f"and lookahead=True (got {self.lookahead})"
             )
-        if self.constrain_chunks and not (self.suffix_bytes and self.lookahead and not self.draft_head):
+        if self.constrain_chunks and not (self.suffix_bytes and self.lookahead):
             raise ValueError(
-                "constrain_chunks=True needs the vocabulary of suffix features and chunk ends, and multi-byte decoding "
-                f"has none: set suffix features (got suffix_bytes={self.suffix_bytes}), lookahead=True (got "
-                f"{self.lookahead}) and draft_head=False (got {self.draft_head})"
+                "constrain_chunks=True needs the vocabulary of suffix features, and chunk ends: set suffix features "
+                f"(got suffix_bytes={self.suffix_bytes}) and lookahead=True (got lookahead={self.lookahead})"
+            )
+        if self.constrain_chunks and (self.draft_head or self.dechunk == "lookahead"):
+            raise ValueError(
+                "constrain_chunks=True goes with no part that asks the router alone: use draft_head=False (got "
+                f"draft_head={self.draft_head}) and dechunk='hold' or 'causal' (got dechunk={self.dechunk!r})"
             )
         if self.draft_head and not self.lookahead:
             raise ValueError("draft_head=True needs lookahead=True: with H-Net's causal router a draft serves nothing")

@@ -45,7 +45,7 @@ class Dechunk(nn.Module):
         elif self.kind == "lookahead":
             weight = routing.prob[routing.index.long()]
         confidence = None
-        if routing.prob.requires_grad:  # straight-through: the probability of what the router chose
+        if routing.prob.requires_grad:  # straight-through: the router's probability of the bits that hold
             confidence = torch.where(routing.boundary, routing.prob, 1 - routing.prob)
         return bytekernels.dechunk(
             chunks, routing, weight=weight, null=self.null, residual=residual, confidence=confidence

@@ -52,11 +52,12 @@ class Router(nn.Module):
             raise ValueError("h must be the encoder's output, got None: only router='split' does without")
         return h
 
-    def route(self, read: Tensor, ids: Tensor, cu_seqlens: Tensor) -> Routing:
-        """As :meth:`forward`, from what the router has read: [T, d_r]."""
+    def route(self, read: Tensor, ids: Tensor, cu_seqlens: Tensor, *, capacity: int | None = None) -> Routing:
+        """As :meth:`forward`, from what the router has read, [T, d_r]; ``capacity``: room for so many chunks."""
         return bytekernels.route(
-            self.q_proj(read), self.k_proj(read), cu_seqlens, lookahead=self.lookahead, required=ids == BOS
-        )
+            self.q_proj(read), self.k_proj(read), cu_seqlens, lookahead=self.lookahead, required=ids == BOS,
+            capacity=capacity,
+        )  # fmt: skip
 
     def pair(self, read: Tensor, following: Tensor) -> Tensor:
         """Probability that a chunk ends on a byte, from what is read of it and of the one after it, maybe a draft.

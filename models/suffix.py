@@ -42,8 +42,11 @@ class Vocabulary(NamedTuple):
         return sum(map(len, self.strings))
 
     def by_prefix(self, entries: int) -> SortedVocabulary:
-        """The vocabulary that byte marginals of a head of so many entries are taken over; EOS is the end of a text."""
-        strings = self.padded(entries)
+        """The vocabulary that byte marginals of a head of so many entries are taken over; EOS is the end of a text.
+
+        Strings that hold a reserved byte are left out: no text does.
+        """
+        strings = [b"" if BOS in string or EOS in string else string for string in self.padded(entries)]
         strings[self.eos_id] = bytes([EOS])
         return SortedVocabulary(strings)
 

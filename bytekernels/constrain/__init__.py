@@ -1,4 +1,4 @@
-"""Chunk ends held to a vocabulary: chunks are its strings wherever the bytes allow."""
+"""Chunk ends held to a vocabulary: chunks are its strings as far as one byte of lookahead can tell."""
 
 from bytekernels.constrain.op import constrain_ends
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bytekernels import dispatch
 from bytekernels.extension import cuda, native
-from bytekernels.ragged import check_cu_seqlens
+from bytekernels.ragged import check_chunked, check_cu_seqlens
 from bytekernels.trie import ByteTrie
 
 _constrain_ends = dispatch.Dispatch(
@@ -27,11 +27,11 @@ def _(ids: Tensor, *_: Tensor) -> Tensor:
 
 
 def constrain_ends(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: ByteTrie) -> Tensor:
-    """Chunk ends that leave chunks which are strings of a vocabulary, wherever the bytes allow.
+    """Chunk ends that leave chunks which are strings of a vocabulary, as far as one byte of lookahead can tell.
 
     Along each sequence, from its first byte on: a chunk ends where its bytes and the next one together begin no string,
     and otherwise where ``boundary`` says so and its bytes are a string. A byte that begins none is a chunk of its own.
-    A chunk is no string only where it had to end: where none can be cut off the bytes that were read.
+    A chunk is no string only where it had to end, and was not ended at a string before.
 
     Whether a chunk ends on byte t depends on the bytes up to t+1, and on ``boundary`` up to t. The last bit of a
     sequence is left as it is, since what follows is not known.
@@ -49,10 +49,5 @@ def constrain_ends(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary
         TypeError: ids that are not uint8, a boundary that is not bool, or cu_seqlens that is not int32.
         ValueError: shapes that do not match, or offsets that do not cut T.
     """
-    if ids.dtype != torch.uint8:
-        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
-    if boundary.dtype != torch.bool:
-        raise TypeError(f"boundary must be bool, got {boundary.dtype}: compare it with a threshold first")
-    if ids.dim() != 1 or boundary.shape != ids.shape:
-        raise ValueError(f"ids and boundary must have one shape [T], got {list(ids.shape)} and {list(boundary.shape)}")
+    check_chunked(ids, boundary)
     return constrain_ends_op(ids, cu_seqlens, boundary, vocabulary.edges, vocabulary.children, vocabulary.ids)

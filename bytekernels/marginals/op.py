@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bytekernels import dispatch
 from bytekernels.extension import cuda, native
-from bytekernels.ragged import accumulation_dtype, check_cu_seqlens, check_indices
+from bytekernels.ragged import accumulation_dtype, check_chunked, check_cu_seqlens, check_indices
 from bytekernels.trie import ByteTrie
 
 
@@ -118,12 +118,7 @@ def token_prefix(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: 
         TypeError: ids that are not uint8, a boundary that is not bool, or cu_seqlens that is not int32.
         ValueError: shapes that do not match, or offsets that do not cut T.
     """
-    if ids.dtype != torch.uint8:
-        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
-    if boundary.dtype != torch.bool:
-        raise TypeError(f"boundary must be bool, got {boundary.dtype}: compare it with a threshold first")
-    if ids.dim() != 1 or boundary.shape != ids.shape:
-        raise ValueError(f"ids and boundary must have one shape [T], got {list(ids.shape)} and {list(boundary.shape)}")
+    check_chunked(ids, boundary)
     return token_prefix_op(ids, cu_seqlens, boundary, vocabulary.edges, vocabulary.children)
 
 

@@ -1,6 +1,4 @@
-#include "constrain.h"
-
-#include "bind/trie.h"
+#include "bind/constrain.h"
 
 namespace bytekernels::constrain_bindings {
 
@@ -8,12 +6,10 @@ void constrain(const Array& ids, const Array& cu_seqlens, const Array& boundary,
                const Array& ends, int threads) {
   const int64_t total = elements(ids, 1, "ids");
   const Offsets cuts = offsets(cu_seqlens, total);
-  const StringTrie strings = string_trie_of(trie);
-  const auto* const bytes = pointer<const uint8_t>(ids, total, "ids");
-  const auto* const asked = pointer<const uint8_t>(boundary, total, "boundary");
+  const ConstrainedText text = constrained_text_of(trie, ids, boundary, total);
   auto* const out = pointer<uint8_t>(ends, total, "ends");
   py::gil_scoped_release release;
-  constrain_ends(strings, bytes, cuts.cu, cuts.sequences, total, asked, out, threads);
+  constrain_ends(text, cuts.cu, cuts.sequences, total, out, threads);
 }
 
 BYTEKERNELS_BIND(m) {

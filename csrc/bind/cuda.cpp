@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "bind/bos.h"
+#include "bind/constrain.h"
 #include "bind/suffix.h"
 #include "bindings.h"
 #include "cuda/constrain.h"
@@ -156,14 +157,15 @@ void longest_suffix_step(const Array& ids, const std::optional<Array>& active, c
 }
 
 void constrain_ends(const Array& ids, const Array& cu_seqlens, const Array& boundary, const StringTrieArrays& trie,
-                    const Array& ends, int device, uintptr_t stream) {
+                    const Array& scratch, const Array& ends, int device, uintptr_t stream) {
   const Where where{device, stream};
   const int64_t total = elements(ids, 1, "ids");
   const Offsets cuts = offsets_at(cu_seqlens, total, where);
-  const auto* bytes = pointer<const uint8_t>(ids, total, "ids");
-  const auto* asked = pointer<const uint8_t>(boundary, total, "boundary");
+  const ConstrainedText text = constrained_text_of(trie, ids, boundary, total);
+  auto* end_from = pointer<int32_t>(scratch, total, "scratch");
   auto* out = pointer<uint8_t>(ends, total, "ends");
-  run(ConstrainKernel{string_trie_of(trie), bytes, total, cuts.cu, cuts.sequences, asked, out}, where);
+  run(ChunkEndKernel{text, total, cuts.cu, cuts.sequences, end_from}, where);
+  run(SetEndsKernel{text, total, cuts.cu, cuts.sequences, end_from, out}, where);
 }
 
 // Writes the rows of prefix that a walk comes to; the others are left as they are.
@@ -211,8 +213,8 @@ BYTEKERNELS_BIND(m) {
            "stream"_a);
   cuda.def("longest_suffix_step", &longest_suffix_step, "ids"_a, "active"_a, "recent"_a, "counts"_a, "trie"_a,
            "found"_a, "device"_a, "stream"_a);
-  cuda.def("constrain_ends", &constrain_ends, "ids"_a, "cu_seqlens"_a, "boundary"_a, "trie"_a, "ends"_a, "device"_a,
-           "stream"_a);
+  cuda.def("constrain_ends", &constrain_ends, "ids"_a, "cu_seqlens"_a, "boundary"_a, "trie"_a, "scratch"_a, "ends"_a,
+           "device"_a, "stream"_a, "Sets the chunk ends in ends, of zeros; scratch is int32 [T].");
   cuda.def("token_prefix", &token_prefix, "ids"_a, "cu_seqlens"_a, "boundary"_a, "edges"_a, "children"_a, "prefix"_a,
            "device"_a, "stream"_a, "Writes the nodes of rows inside a string; the others are left as they are.");
   cuda.def("visit", &visit, "items"_a, "most_blocks"_a, "visits"_a,

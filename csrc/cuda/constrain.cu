@@ -4,6 +4,7 @@
 
 namespace bytekernels {
 
-template void launch(const ConstrainKernel&, const Grid&, const Where&);
+template void launch(const ChunkEndKernel&, const Grid&, const Where&);
+template void launch(const SetEndsKernel&, const Grid&, const Where&);
 
 }  // namespace bytekernels

@@ -99,7 +99,7 @@ def packed_tokens(lengths, seed: int = 0):
 
 SUFFIX = dict(suffix_bytes=sum(map(len, STRINGS)))
 MARGINAL = dict(**SUFFIX, marginal_head=True)
-CONSTRAINED = dict(**SUFFIX, constrain_chunks=True)
+CONSTRAINED = dict(**MARGINAL, constrain_chunks=True, suffix_scope="chunk", router="split", router_layers=1)
 CHUNK = dict(**SUFFIX, suffix_scope="chunk", dechunk="causal")
 ABLATED = dict(encoder="attention", attention_window=5, router="split", router_layers=1)
 

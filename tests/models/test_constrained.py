@@ -7,6 +7,7 @@ import bytekernels
 from bytekernels import BOS
 from models import ByteLMConfig
 from models.scoring import Scorer
+from models.suffix import Vocabulary
 from tests.models.conftest import CONSTRAINED, STRINGS, packed_tokens, small_model
 
 
@@ -49,8 +50,7 @@ def test_given_chunks_are_not_changed(pair, packed):
     assert torch.equal(model(*packed, given).logits, free(*packed, given).logits)
 
 
-def test_its_chunks_are_strings_wherever_they_can_be(pair, packed):
-    """No chunk but those that had to end is another thing than a string, or BOS."""
+def test_its_chunks_are_strings_but_for_those_that_had_to_end(pair, packed):
     boundary = pair[0](*packed).routing.boundary
     strings = 0
     for start, stop in zip(packed[1], packed[1][1:], strict=False):
@@ -73,7 +73,9 @@ def test_scores_go_along_the_constrained_path(pair):
     (found,) = Scorer(model).score([("", text)])
     ids = torch.tensor([BOS, *text], dtype=torch.uint8)
     cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32)
-    boundary = bytekernels.constrain_ends(ids, cu_seqlens, free.route(ids, cu_seqlens).boundary, model.prefixes)
+    routed = free.route(ids, cu_seqlens).boundary
+    boundary = bytekernels.constrain_ends(ids, cu_seqlens, routed, model.prefixes)
+    assert not torch.equal(boundary, routed)
     log_p = free(ids, cu_seqlens, boundary).logits.log_softmax(-1)
     bits = boundary.tolist()
     steps = [log_p[t, int(ids[t + 1]) + 256 * bits[t + 1]] for t in range(len(text) - 1)]
@@ -81,8 +83,25 @@ def test_scores_go_along_the_constrained_path(pair):
     assert found.log_likelihood == pytest.approx(float(sum(steps) + last), rel=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"suffix_bytes": 0}, {"lookahead": False}, {"draft_head": True}])
-def test_what_it_needs_is_named(other):
-    ((name, value),) = other.items()
-    with pytest.raises(ValueError, match=f"constrain_chunks=True needs .*{name}.*{value}"):
+def test_strings_with_reserved_bytes_are_no_tokens():
+    """A text has none of them: BOS is a chunk of its own."""
+    vocabulary = Vocabulary([b"h", b"\xfeh", b"e\xff", b"", b""], bos_id=3, eos_id=4)
+    tree = vocabulary.by_prefix(5)
+    assert [int(node) >= 0 for node in tree.nodes] == [True, False, False, False, True]
+    ids = torch.tensor([BOS, *b"hh"], dtype=torch.uint8)
+    found = bytekernels.constrain_ends(ids, torch.tensor([0, 3]).int(), torch.zeros(3).bool(), tree)
+    assert found.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"suffix_bytes": 0, "marginal_head": False}, "got suffix_bytes=0"),
+        ({"lookahead": False, "suffix_scope": "sequence", "marginal_head": False}, "got lookahead=False"),
+        ({"draft_head": True}, "got draft_head=True"),
+        ({"dechunk": "lookahead"}, "got dechunk='lookahead'"),
+    ],
+)
+def test_what_it_needs_is_named(other, message):
+    with pytest.raises(ValueError, match=f"constrain_chunks=True .*{message}"):
         ByteLMConfig(**{**CONSTRAINED, **other})

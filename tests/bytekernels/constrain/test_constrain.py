@@ -18,12 +18,6 @@ from tests.bytekernels.suffix.conftest import STRINGS, VOCABULARIES
 VOCABULARY = [b"a", b"ab", b"abcd", b"b", b"bc", b"", b"d"]
 
 
-@pytest.fixture(params=["native", "cuda", "reference"])  # cuda: its kernel's body, on the host
-def each(request):
-    with dispatch.force(request.param):
-        yield request.param
-
-
 def flags(text):
     return torch.tensor([mark == "|" for mark in text])
 
@@ -85,7 +79,7 @@ def test_examples(each, text, wanted, ends):
 
 
 def test_tokens_stay_as_they_are(each):
-    """Where all chunks are strings, and the next byte could not tell, nothing changes."""
+    """Where all chunks are strings nothing changes."""
     strings = merged_strings(400)
     generator = torch.Generator().manual_seed(0)
     drawn = [strings[i] for i in torch.randint(len(strings), (300,), generator=generator)]
@@ -143,6 +137,23 @@ def test_a_large_batch_on_any_threads():
         assert torch.equal(bytekernels.constrain_ends(ids, cu, wanted, tree), expected)
 
 
+def test_a_tree_of_wrong_numbers_is_walked_within_its_arrays():
+    """Whatever its arrays hold; all of ends is written."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        nodes, total = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
+        extremes = torch.tensor([-(2**31), -1, 0, 1, nodes, nodes + 1, 97, 256 + 97, 2**31 - 1]).int()
+        edges, children, string_ids = (
+            extremes[torch.randint(len(extremes), (n,), generator=generator)] for n in (nodes, nodes + 1, nodes)
+        )
+        ids, cu, boundary = bytes_of(b"a" * total), ragged([total])[0], torch.arange(total) % 2 == 0
+        found = [torch.full((total,), 7, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)]
+        given = [*map(array, (ids, cu, boundary)), tuple(map(array, (edges, children, string_ids)))]
+        _C.constrain_ends(*given, array(found[0]), 1)
+        _C.cuda.constrain_ends(*given, array(torch.zeros(total).int()), array(found[1]), -1, 0)
+        assert torch.equal(*found) and int(found[0].max()) <= 1
+
+
 @pytest.mark.parametrize("lengths", [[], [0], [3, 0, 4]])
 def test_opcheck(lengths):
     cu, total = ragged(lengths)
@@ -182,9 +193,10 @@ def test_what_the_extension_refuses(place, value, message):
     given = dict(ids=bytes_of(b"ab"), cu_seqlens=ragged([2])[0], boundary=flags("||"))
     given |= dict(edges=tree.edges, children=tree.children, string_ids=tree.ids, ends=flags("..")) | {place: value}
     ids, cu, boundary, edges, children, string_ids, ends = map(array, given.values())
+    scratch = array(torch.zeros(2).int())
     for call in (
         lambda: _C.constrain_ends(ids, cu, boundary, (edges, children, string_ids), ends, 1),
-        lambda: _C.cuda.constrain_ends(ids, cu, boundary, (edges, children, string_ids), ends, -1, 0),
+        lambda: _C.cuda.constrain_ends(ids, cu, boundary, (edges, children, string_ids), scratch, ends, -1, 0),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
