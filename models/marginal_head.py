@@ -3,8 +3,10 @@
 The token head's distribution at a chunk's end is, exactly, one of (next byte, does a chunk end on it) at every byte of
 the chunk that follows (:func:`bytekernels.byte_marginals`). The joint head's logits are added to its logarithm::
 
-    logits_t = W x_t + log(P(byte, end | chunks, bytes since the chunk began) + 1e-6)
+    logits_t = W x_t + log(P(byte, end | chunks, bytes since the chunk began) + P(byte, not end | ...) / 256 + 1e-6)
 
+The second term is for chunks that are no tokens: a byte that the token head expects may end a chunk where no token ends,
+or end none where its token does.
 W begins at zero, so that a model that has learnt nothing predicts what its token head does, and learns what is left:
 where its chunks are not the tokenizer's, and what bytes tell that chunks do not. No gradient goes through P.
 """
@@ -21,6 +23,7 @@ from bytekernels import SortedVocabulary
 
 CHUNKS = 512  # whose distributions over the vocabulary are in memory at once
 FLOOR = math.log(1e-6)
+OTHER_END = math.log(1 / 256)
 CLOSED = -2  # the node of a chunk that has just ended
 
 
@@ -92,4 +95,5 @@ def head_marginals(
 
 def added(logits: Tensor, marginals: Tensor) -> Tensor:
     """The joint logits on top of log-probabilities [T, 512], in the latter's dtype."""
-    return logits.to(marginals.dtype) + torch.logaddexp(marginals, torch.full_like(marginals, FLOOR))
+    likely = torch.logaddexp(marginals, marginals.roll(256, dims=-1) + OTHER_END)
+    return logits.to(marginals.dtype) + torch.logaddexp(likely, torch.full_like(marginals, FLOOR))
