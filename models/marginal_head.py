@@ -3,10 +3,11 @@
 The token head's distribution at a chunk's end is, exactly, one of (next byte, does a chunk end on it) at every byte of
 the chunk that follows (:func:`bytekernels.byte_marginals`). The joint head's logits are added to its logarithm::
 
-    logits_t = W x_t + log(P(byte, end | chunks, bytes since the chunk began) + P(byte, not end | ...) / 256 + 1e-6)
+    logits_t = W x_t + log(P(byte, bit | chunks, bytes since the chunk began) + P(byte, other bit | ...) / 256 + 1e-6)
 
-The second term is for chunks that are no tokens: a byte that the token head expects may end a chunk where no token ends,
-or end none where its token does.
+The second term is for chunks that are no tokens: a byte that the token head expects may end a chunk where no token
+ends, or end none where its token does.
+
 W begins at zero, so that a model that has learnt nothing predicts what its token head does, and learns what is left:
 where its chunks are not the tokenizer's, and what bytes tell that chunks do not. No gradient goes through P.
 """
