@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,13 @@ import torch
 from bytekernels.files import write_json
 from evals.noise import NOISES, noised
 from evals.report import table
+from evals.texts import add_text_arguments, texts_of
 from models import ByteLM
-from models.command import CommandParser, add_model_arguments, counting_number, load_model
+from models.command import CommandParser, add_model_arguments, load_model
 from models.padding import pack_with_padding
 from training.alignment import TokenBytes
 from training.errors import UserError
 from training.teacher import load_teacher
-from training.text import read_documents
 
 FURTHEST = 8  # greater distances are counted together
 SPACE = np.isin(np.arange(256), list(b" \n\r\t"))
@@ -126,21 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m evals.boundaries", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
-    parser.add_argument("--teacher", type=Path, required=True, help="whose tokenizer says where tokens end")
-    parser.add_argument("--text", nargs="+", required=True, metavar="FILE", help="files or globs")
+    add_text_arguments(parser, limit=100, length=2000)
     parser.add_argument("--noises", nargs="*", default=list(NOISES), choices=NOISES, help="default: all")
-    parser.add_argument("--limit", type=counting_number, default=100, help="documents (default: 100)")
-    parser.add_argument(
-        "--length", type=counting_number, default=2000, help="characters of each document (default: 2000)"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of noise (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     try:
         model = load_model(options)
         tokens = TokenBytes(load_teacher(options.teacher)[1])
-        documents = islice(read_documents(options.text), options.limit)
-        texts = [document.text.decode()[: options.length] for document in documents]
+        texts = texts_of(options)
         rows = {"clean": measure(model, tokens, texts, str)}
         for name in options.noises:
             rows[name] = measure(model, tokens, texts, partial(noised, name=name, seed=options.seed))

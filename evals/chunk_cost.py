@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,13 @@ import bytekernels
 from bytekernels import BOS
 from bytekernels.files import write_json
 from evals.report import table
+from evals.texts import add_text_arguments, texts_of
 from models import ByteLM
-from models.command import CommandParser, add_model_arguments, counting_number, load_model
+from models.command import CommandParser, add_model_arguments, load_model
 from models.likelihood import path_log_probs, refuse_leaks
 from training.alignment import TokenBytes
 from training.errors import UserError
 from training.teacher import load_teacher
-from training.text import read_documents
 
 
 @dataclass
@@ -118,19 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m evals.chunk_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
-    parser.add_argument("--teacher", type=Path, required=True, help="whose tokenizer says where tokens end")
-    parser.add_argument("--text", nargs="+", required=True, metavar="FILE", help="files or globs")
-    parser.add_argument("--limit", type=counting_number, default=20, help="documents (default: 20)")
-    parser.add_argument(
-        "--length", type=counting_number, default=1500, help="characters of each document (default: 1500)"
-    )
+    add_text_arguments(parser, limit=20, length=1500)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     try:
         model = load_model(options)
         tokens = TokenBytes(load_teacher(options.teacher)[1])
-        documents = islice(read_documents(options.text), options.limit)
-        texts = [document.text.decode()[: options.length] for document in documents]
+        texts = texts_of(options)
         found, left_out = measure(model, tokens, texts)
     except (UserError, ValueError) as error:
         parser.error(str(error))
