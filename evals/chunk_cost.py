@@ -128,8 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found, left_out = measure(model, tokens, texts)
     except (UserError, ValueError) as error:
         parser.error(str(error))
-    head = ["chunks", "bits/byte", "chunks of them", "no strings", "bytes in them", "bits of each", "bits/byte of them"]
+    head = ["path", "bits/byte", "chunks", "no strings", "bytes in these", "bits of each", "bits/byte of all in these"]
     print("\n".join(table(head, [[name, *_row(*both)] for name, both in found.items()])))
+    if left_out:
+        print(f"{left_out} of {len(texts)} texts left out: their tokens are not their bytes")
     if options.json:
         rows = {name: dict(zip(("strings", "others"), map(asdict, both), strict=True)) for name, both in found.items()}
         write_json(options.json, {"documents": len(texts), "length": options.length, "left out": left_out} | rows)

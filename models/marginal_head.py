@@ -96,5 +96,7 @@ def head_marginals(
 
 def added(logits: Tensor, marginals: Tensor) -> Tensor:
     """The joint logits on top of log-probabilities [T, 512], in the latter's dtype."""
-    likely = torch.logaddexp(marginals, marginals.roll(256, dims=-1) + OTHER_END)
-    return logits.to(marginals.dtype) + torch.logaddexp(likely, torch.full_like(marginals, FLOOR))
+    likely = marginals.roll(256, dims=-1).add_(OTHER_END)
+    torch.logaddexp(marginals, likely, out=likely)
+    torch.logaddexp(likely, torch.full((), FLOOR, dtype=likely.dtype, device=likely.device), out=likely)
+    return logits.to(marginals.dtype) + likely

@@ -31,7 +31,7 @@ def sources() -> list[Path]:
 
 
 def resources(nvcc: str, source: Path) -> list[dict[str, Any]]:
-    """A row for each chip: registers of a thread, bytes of stack, bytes of spills.
+    """A row for each kernel and chip: registers of a thread, bytes of stack, bytes of spills.
 
     Raises:
         RuntimeError: it does not compile without a warning; with what nvcc says.
@@ -44,13 +44,14 @@ def resources(nvcc: str, source: Path) -> list[dict[str, Any]]:
         raise RuntimeError(f"{source.name}: {done.stderr}")
     rows = []
     for part in re.split(r"(?=Compiling entry function)", done.stderr)[1:]:
+        name = re.search(r"\d([A-Z]\w*?Kernel)", part)  # inside the mangled name
         chip = re.search(r"for 'sm_(\d+)'", part)
         stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
-        assert chip and stack and registers, f"{source.name}: ptxas -v speaks otherwise: {part}"
+        assert name and chip and stack and registers, f"{source.name}: ptxas -v speaks otherwise: {part}"
         rows.append(
             {
-                "kernel": source.stem,
+                "kernel": name[1],
                 "arch": int(chip[1]),
                 "registers": int(registers[1]),
                 "stack": int(stack[1]),
@@ -69,7 +70,7 @@ def main() -> int:
         parser.error("no nvcc was found in CUDACXX, CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda/bin")
     rows = [row for source in sources() for row in resources(nvcc, source)]
     for row in rows:
-        print("{kernel:12} sm_{arch:<4} registers {registers:3}  stack {stack}  spills {spills}".format(**row))
+        print("{kernel:18} sm_{arch:<4} registers {registers:3}  stack {stack}  spills {spills}".format(**row))
     if options.json:
         release = re.search(r"release [\d.]+, (V[\d.]+)", subprocess.check_output([nvcc, "--version"], text=True))
         found = {"nvcc": release[1] if release else "unknown", "rows": rows}

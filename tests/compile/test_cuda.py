@@ -17,7 +17,8 @@ def test_every_op_of_the_cuda_half_is_there():
 @pytest.mark.parametrize("source", cuda_check.sources(), ids=lambda source: source.stem)
 def test_no_kernel_spills(source):
     rows = cuda_check.resources(NVCC, source)
-    assert {row["arch"] for row in rows} == {80, 90, 100}
+    for kernel in {row["kernel"] for row in rows}:
+        assert sorted(row["arch"] for row in rows if row["kernel"] == kernel) == [80, 90, 100], kernel
     for row in rows:
         assert (row["stack"], row["spills"]) == (0, 0), row
         assert row["registers"] <= 64, row  # four blocks of 256 threads on a multiprocessor

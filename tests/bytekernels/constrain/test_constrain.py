@@ -126,12 +126,14 @@ def test_packed_is_one_by_one(each):
 def test_a_large_batch_on_any_threads():
     strings = merged_strings(5000)
     generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(strings), (10_000,), generator=generator)
     cu, total = ragged([0, 1, 9000, 0, 30, 12_000, 5])
-    ids = torch.randint(256, (total,), generator=generator, dtype=torch.uint8)
-    wanted, tree = torch.rand(total, generator=generator) < 0.3, SortedVocabulary(strings)
+    ids = bytes_of(b"".join(strings[i] for i in drawn)[:total])
+    wanted, tree = torch.rand(total, generator=generator) < 0.1, SortedVocabulary(strings)
     assert_repeats(NATIVE, lambda: [bytekernels.constrain_ends(ids, cu, wanted, tree)])
     strided = [torch.stack([x, x], 1)[:, 0] for x in (ids, wanted)]
     expected = bytekernels.constrain_ends(ids, cu, wanted, tree)
+    assert total / int(expected.sum()) > 2 and not torch.equal(expected, wanted)
     assert torch.equal(bytekernels.constrain_ends(strided[0], cu, strided[1], tree), expected)
     with dispatch.force("reference"):
         assert torch.equal(bytekernels.constrain_ends(ids, cu, wanted, tree), expected)
@@ -186,18 +188,19 @@ def test_arguments_are_checked(change, error, message):
         ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens must end at 2"),
         ("string_ids", torch.zeros(1).int(), "string_ids must have 8 elements, got 1"),
         ("ends", flags("|||"), "ends must have 2 elements, got 3"),
+        ("scratch", torch.zeros(1).int(), "scratch must have 2 elements, got 1"),
     ],
 )
 def test_what_the_extension_refuses(place, value, message):
     tree = SortedVocabulary(VOCABULARY)
     given = dict(ids=bytes_of(b"ab"), cu_seqlens=ragged([2])[0], boundary=flags("||"))
-    given |= dict(edges=tree.edges, children=tree.children, string_ids=tree.ids, ends=flags("..")) | {place: value}
-    ids, cu, boundary, edges, children, string_ids, ends = map(array, given.values())
-    scratch = array(torch.zeros(2).int())
-    for call in (
-        lambda: _C.constrain_ends(ids, cu, boundary, (edges, children, string_ids), ends, 1),
-        lambda: _C.cuda.constrain_ends(ids, cu, boundary, (edges, children, string_ids), scratch, ends, -1, 0),
-    ):
+    given |= dict(edges=tree.edges, children=tree.children, string_ids=tree.ids, ends=flags(".."))
+    given |= dict(scratch=torch.zeros(2).int()) | {place: value}
+    ids, cu, boundary, edges, children, string_ids, ends, scratch = map(array, given.values())
+    calls = [lambda: _C.cuda.constrain_ends(ids, cu, boundary, (edges, children, string_ids), scratch, ends, -1, 0)]
+    if place != "scratch":
+        calls.append(lambda: _C.constrain_ends(ids, cu, boundary, (edges, children, string_ids), ends, 1))
+    for call in calls:
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
 

@@ -210,6 +210,41 @@ def test_prefixes_of_a_long_text(implementation):
             assert_repeats(NATIVE, lambda: [bytekernels.token_prefix(ids, cu, boundary, tree)])
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("cu_seqlens", int32([0, 3]), "cu_seqlens must end at 2"),
+        ("boundary", torch.ones(3).bool(), "boundary must have 2 elements, got 3"),
+        ("children", int32([1]), "children must have 9 elements, got 1"),
+        ("prefix", int32([0]), "prefix must have 2 elements, got 1"),
+    ],
+)
+def test_what_the_extension_refuses_of_prefixes(place, value, message):
+    tree = bytekernels.SortedVocabulary([b"a", b"abcd", b"bc", b"d"])
+    given = dict(ids=torch.tensor([97, 98]).byte(), cu_seqlens=ragged([2])[0], boundary=torch.ones(2).bool())
+    given |= dict(edges=tree.edges, children=tree.children, prefix=int32([-1, -1])) | {place: value}
+    arrays = [*map(extension.array, given.values())]
+    for call in (lambda: _C.token_prefix(*arrays, 1), lambda: _C.cuda.token_prefix(*arrays, -1, 0)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+
+
+def test_prefixes_by_a_tree_of_wrong_numbers_are_within_it():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        nodes, total = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
+        extremes = int32([-(2**31), -1, 0, 1, nodes, nodes + 1, 97, 256 + 97, 2**31 - 1])
+        edges, children = (
+            extremes[torch.randint(len(extremes), (n,), generator=generator)] for n in (nodes, nodes + 1)
+        )
+        ids, (cu, _) = torch.full((total,), 97).byte(), ragged([total])
+        given = [*map(extension.array, (ids, cu, torch.arange(total) % 3 == 0, edges, children))]
+        found = [torch.full((total,), value, dtype=torch.int32) for value in (7, -1)]
+        _C.token_prefix(*given, extension.array(found[0]), 1)
+        _C.cuda.token_prefix(*given, extension.array(found[1]), -1, 0)
+        assert torch.equal(*found) and int(found[0].min()) >= -1 and int(found[0].max()) < nodes
+
+
 def test_which_implementation_serves_what():
     narrow, wide = torch.zeros(1, 3), torch.zeros(1, 3).double()
     assert op._byte_marginals.choose("cpu", (narrow,)) == "native"
