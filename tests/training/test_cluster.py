@@ -80,8 +80,9 @@ def test_two_processes_have_the_losses_of_one(alone, pair, stage):
     assert len(ours) == len(theirs) >= 20
     for one, two in zip(ours, theirs, strict=True):
         assert one["bytes"] == two["bytes"]
-        for name in set(one) - {"time", "seconds", *READINGS}:  # fmt: skip
-            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
+        for name in set(one) - {"time", "seconds", *READINGS}:
+            most = 1e-4 if name == "grad_norm" else 1e-5  # a norm adds up what the weights' roundings have moved
+            assert two[name] == pytest.approx(one[name], rel=most, abs=1e-5), name
 
 
 @pytest.mark.slow
