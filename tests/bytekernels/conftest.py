@@ -64,6 +64,14 @@ def in_triton(request) -> Fast:
     return request.param
 
 
+def wrong_tree(nodes: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Arrays of a tree's shapes whose numbers fit each other by accident alone: edges, children, string_ids."""
+    extremes = torch.tensor([-(2**31), -1, 0, 1, 2, 3, nodes, nodes + 1, 97, 98, 256 + 97, 2**31 - 1]).int()
+    sizes = (nodes, nodes + 1, nodes)
+    edges, children, string_ids = (extremes[torch.randint(len(extremes), (n,), generator=generator)] for n in sizes)
+    return edges, children, string_ids
+
+
 def assert_repeats(fast: Fast, call: Callable[[], Iterable[Tensor]]) -> None:
     """Fail unless the call gives the same bits again, in native code for other numbers of threads too."""
     threads = torch.get_num_threads()

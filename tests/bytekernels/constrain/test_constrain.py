@@ -12,7 +12,7 @@ from bytekernels import _C, SortedVocabulary, dispatch
 from bytekernels.constrain import op, roofline
 from bytekernels.extension import array
 from bytekernels.testing import merged_strings, poisoned_memory, ragged, ragged_lengths
-from tests.bytekernels.conftest import NATIVE, assert_repeats
+from tests.bytekernels.conftest import NATIVE, assert_repeats, wrong_tree
 from tests.bytekernels.suffix.conftest import STRINGS, VOCABULARIES
 
 VOCABULARY = [b"a", b"ab", b"abcd", b"b", b"bc", b"", b"d"]
@@ -144,13 +144,9 @@ def test_a_tree_of_wrong_numbers_is_walked_within_its_arrays():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         nodes, total = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
-        extremes = torch.tensor([-(2**31), -1, 0, 1, nodes, nodes + 1, 97, 256 + 97, 2**31 - 1]).int()
-        edges, children, string_ids = (
-            extremes[torch.randint(len(extremes), (n,), generator=generator)] for n in (nodes, nodes + 1, nodes)
-        )
         ids, cu, boundary = bytes_of(b"a" * total), ragged([total])[0], torch.arange(total) % 2 == 0
         found = [torch.full((total,), 7, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)]
-        given = [*map(array, (ids, cu, boundary)), tuple(map(array, (edges, children, string_ids)))]
+        given = [*map(array, (ids, cu, boundary)), tuple(map(array, wrong_tree(nodes, generator)))]
         _C.constrain_ends(*given, array(found[0]), 1)
         _C.cuda.constrain_ends(*given, array(torch.zeros(total).int()), array(found[1]), -1, 0)
         assert torch.equal(*found) and int(found[0].max()) <= 1

@@ -12,7 +12,7 @@ import bytekernels
 from bytekernels import _C, dispatch, extension
 from bytekernels.marginals import op, roofline
 from bytekernels.testing import merged_strings, poisoned_memory, ragged
-from tests.bytekernels.conftest import INTERPRETED, NATIVE, assert_repeats
+from tests.bytekernels.conftest import INTERPRETED, NATIVE, assert_repeats, wrong_tree
 from tests.bytekernels.marginals.conftest import (
     REFERENCE,
     SMALL,
@@ -233,10 +233,7 @@ def test_prefixes_by_a_tree_of_wrong_numbers_are_within_it():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         nodes, total = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
-        extremes = int32([-(2**31), -1, 0, 1, nodes, nodes + 1, 97, 256 + 97, 2**31 - 1])
-        edges, children = (
-            extremes[torch.randint(len(extremes), (n,), generator=generator)] for n in (nodes, nodes + 1)
-        )
+        edges, children, _ = wrong_tree(nodes, generator)
         ids, (cu, _) = torch.full((total,), 97).byte(), ragged([total])
         given = [*map(extension.array, (ids, cu, torch.arange(total) % 3 == 0, edges, children))]
         found = [torch.full((total,), value, dtype=torch.int32) for value in (7, -1)]
@@ -291,10 +288,7 @@ def test_a_vocabulary_of_wrong_numbers_is_read_within_its_arrays():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         nodes, tokens = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
-        extremes = int32([-(2**31), -1, 0, 1, nodes, nodes + 1, 97, 256 + 97, 2**31 - 1])
-        edges, children = (
-            extremes[torch.randint(len(extremes), (n,), generator=generator)] for n in (nodes, nodes + 1)
-        )
+        edges, children, _ = wrong_tree(nodes, generator)
         order = torch.randint(0, tokens, (tokens,), generator=generator, dtype=torch.int32)
         spans = torch.randint(0, tokens + 1, (nodes, 3), generator=generator, dtype=torch.int32)
         out = torch.full((nodes, 512), math.nan)

@@ -12,7 +12,7 @@ from bytekernels import _C, dispatch
 from bytekernels.extension import array
 from bytekernels.suffix import op, roofline
 from bytekernels.testing import poisoned_memory, ragged, ragged_lengths
-from tests.bytekernels.conftest import NATIVE, assert_repeats
+from tests.bytekernels.conftest import NATIVE, assert_repeats, wrong_tree
 from tests.bytekernels.suffix.conftest import STRINGS, VOCABULARIES, by_search
 
 
@@ -162,12 +162,8 @@ def test_a_tree_of_wrong_numbers_is_walked_within_its_arrays(run):
     ids, cu = letters(50), ragged([50])[0]
     for _ in range(200):
         nodes = int(torch.randint(1, 9, (), generator=generator))
-        extremes = int32([-(2**31), -1, 0, 1, 2, 3, nodes, nodes + 1, 97, 98, 256 + 97, 2**31 - 1])
-        edges, children, string_ids = (
-            extremes[torch.randint(len(extremes), (size,), generator=generator)] for size in (nodes, nodes + 1, nodes)
-        )
         found = torch.full((50,), -7, dtype=torch.int32)
-        run(array(ids), array(cu), None, (array(edges), array(children), array(string_ids)), array(found))
+        run(array(ids), array(cu), None, tuple(map(array, wrong_tree(nodes, generator))), array(found))
         assert bool((found != -7).all())
 
 
