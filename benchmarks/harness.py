@@ -16,14 +16,11 @@ also knows the rate of a large matrix product, measured in the same way.
 """
 
 import contextlib
-import ctypes
-import gc
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -31,12 +28,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from benchmarks import machine
+from benchmarks import machine, memory
 from benchmarks.report import Report
 from bytekernels.roofline import Work
 from bytekernels.testing import TOLERANCE, assert_close
-
-MIB = 2**20
 
 Function = Callable[..., dict[str, Tensor]]  # an op: arguments by name to outputs by name
 
@@ -279,7 +274,7 @@ def _wall_clock(call: Callable[[], Any]) -> float:
 
 def _cuda_clock(device: torch.device) -> Callable[[Callable[[], Any]], float]:
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    flush = torch.empty(max(2 * cache, 256 * MIB), dtype=torch.uint8, device=device)
+    flush = torch.empty(max(2 * cache, 256 * memory.MIB), dtype=torch.uint8, device=device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def clock(call: Callable[[], Any]) -> float:
@@ -316,7 +311,7 @@ def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 def copy_bandwidth(device: torch.device, budget: Budget) -> float:
     """Bytes per second, read and written, of a copy far larger than any cache: 256 MiB on the CPU, 1 GiB on a GPU."""
-    source = torch.rand((1024 if device.type == "cuda" else 256) * MIB // 4, device=device)
+    source = torch.rand((1024 if device.type == "cuda" else 256) * memory.MIB // 4, device=device)
     target = source.clone()
     samples = time_in_turn({"copy": lambda: target.copy_(source)}, device, budget)["copy"]
     return 2 * source.nbytes / (statistics.median(samples) / 1e3)
@@ -329,43 +324,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, budget: Budget) -> flo
     right = left.clone()
     samples = time_in_turn({"matmul": lambda: left @ right}, device, budget)["matmul"]
     return 2 * width**3 / (statistics.median(samples) / 1e3)
-
-
-def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
-    """MiB that a call takes at its peak on top of what was there before it, its results included.
-
-    On a CUDA device: torch's allocator, where every kernel of ours gets its memory. On the CPU: the resident memory of
-    the process (its high-water mark, reset through /proc/self/clear_refs), so the working memory of native code and
-    of any library counts as tensors do. Resident memory comes in pages, and the C library keeps small blocks that were
-    freed: trust it from tens of MiB up. None where the system has no such file.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        result = call()
-        torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        with contextlib.suppress(AttributeError, OSError):  # not every C library has it
-            ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return None
-        before = _high_water_mark()
-        result = call()
-        peak = _high_water_mark()
-    del result
-    return (peak - before) / MIB
-
-
-def _high_water_mark() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no VmHWM")
 
 
 def run(
@@ -431,7 +389,7 @@ def measure(
                 calls[name] = call
         samples = time_in_turn(calls, device, budget)
         for name, call in calls.items():
-            report.rows.append(row(case, which, name, samples[name], peak_memory(call, device), ceilings))
+            report.rows.append(row(case, which, name, samples[name], memory.peak(call, device), ceilings))
 
 
 def _turn_away(report: Report, op: str, provider: str, error: Exception, where: str = "") -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import bytekernels
-from benchmarks import harness, kl_peers
+from benchmarks import harness, kl_peers, memory
 from benchmarks.bench_linear_kl import Shape, cases
 from bytekernels.linear_kl import reference
 from bytekernels.testing import assert_close
@@ -90,13 +90,13 @@ def test_liger_says_why_it_cannot_run(monkeypatch):
 
 def test_a_call_takes_less_memory_than_one_tensor_of_all_logits_and_a_quarter_of_the_plain_form():
     case = case_of("reverse", shape=Shape(n=2048, V=16384, d=32, e=32))
-    all_logits = 4 * 2048 * 16384 / harness.MIB
+    all_logits = 4 * 2048 * 16384 / memory.MIB
 
     def few_rows(**arguments):
         return dict(loss=bytekernels.linear_kl(**arguments, chunk_rows=256))
 
     def peak(provider):
-        return harness.peak_memory(harness.call_of(case, provider, "both", {"loss": torch.tensor(1.0)}), CPU)
+        return memory.peak(harness.call_of(case, provider, "both", {"loss": torch.tensor(1.0)}), CPU)
 
     plain = peak(kl_peers.EAGER)
     if plain is None:
