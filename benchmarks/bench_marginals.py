@@ -91,15 +91,17 @@ class _Text:
         return self._moved(arguments) | dict(vocabulary=vocabulary.to(self.device)), work
 
     def of_token_prefix(self) -> tuple[dict[str, Any], Work]:
-        return self._with_chunk_ends(), roofline.token_prefix(self.shape.T, self.shape.S)
+        boundary = torch.rand(self.shape.T, generator=self.generator) < 1 / 4
+        return self._with_vocabulary(boundary=boundary), roofline.token_prefix(self.shape.T, self.shape.S)
 
     def of_constrain_ends(self) -> tuple[dict[str, Any], Work]:
-        return self._with_chunk_ends(), constrain_roofline.constrain_ends(self.shape.T, self.shape.S)
+        log_odds = 4 * torch.randn(self.shape.T, generator=self.generator) - 3  # some one in four is above 0
+        work = constrain_roofline.constrain_ends(self.shape.T, self.shape.S)
+        return self._with_vocabulary(log_odds=log_odds), work
 
-    def _with_chunk_ends(self) -> dict[str, Any]:
+    def _with_vocabulary(self, **rows: Tensor) -> dict[str, Any]:
         ids, cu_seqlens = self._sequences()
-        boundary = torch.rand(self.shape.T, generator=self.generator) < 1 / 4
-        arguments = self._moved(dict(ids=ids, cu_seqlens=cu_seqlens, boundary=boundary))
+        arguments = self._moved(dict(ids=ids, cu_seqlens=cu_seqlens, **rows))
         return arguments | dict(vocabulary=SortedVocabulary(self.strings).to(self.device))
 
     def of_longest_suffix(self) -> tuple[dict[str, Any], Work]:

@@ -51,8 +51,8 @@ def prefixes(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: Sort
     return dict(prefix=bytekernels.token_prefix(ids, cu_seqlens, boundary, vocabulary))
 
 
-def constrained(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: SortedVocabulary) -> Outputs:
-    return dict(ends=bytekernels.constrain_ends(ids, cu_seqlens, boundary, vocabulary))
+def constrained(ids: Tensor, cu_seqlens: Tensor, log_odds: Tensor, vocabulary: SortedVocabulary) -> Outputs:
+    return dict(ends=bytekernels.constrain_ends(ids, cu_seqlens, log_odds, vocabulary))
 
 
 def suffixes(ids: Tensor, cu_seqlens: Tensor, trie: SuffixTrie) -> Outputs:

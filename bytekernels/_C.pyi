@@ -223,7 +223,13 @@ def token_prefix(
     ids: Array, cu_seqlens: Array, boundary: Array, edges: Array, children: Array, prefix: Array, threads: int
 ) -> None: ...
 def constrain_ends(
-    ids: Array, cu_seqlens: Array, boundary: Array, trie: tuple[Array, ...], ends: Array, threads: int
+    ids: Array,
+    cu_seqlens: Array,
+    log_odds: Array,
+    given: Array,
+    trie: tuple[Array, ...],
+    ends: Array,
+    threads: int,
 ) -> None: ...
 def unpack(
     values: Array, cu_seqlens: Array, pad: Array, row_bytes: int, total: int, length: int, padded: Array, threads: int
@@ -294,9 +300,12 @@ class cuda:
     def constrain_ends(
         ids: Array,
         cu_seqlens: Array,
-        boundary: Array,
+        log_odds: Array,
+        given: Array,
         trie: tuple[Array, ...],
-        scratch: Array,
+        choices: Array,
+        best: Array,
+        before: Array,
         ends: Array,
         device: int,
         stream: int,

@@ -22,6 +22,16 @@ def validates(tensor: Tensor, validate: bool | None = None) -> bool:
     return wanted and tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
+def check_bytes(ids: Tensor) -> None:
+    """Refuse what is not uint8.
+
+    Raises:
+        TypeError: another dtype.
+    """
+    if ids.dtype != torch.uint8:
+        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+
+
 def check_chunked(ids: Tensor, boundary: Tensor) -> None:
     """Refuse what are not the bytes of a text and the ends of its chunks.
 
@@ -33,8 +43,7 @@ def check_chunked(ids: Tensor, boundary: Tensor) -> None:
         TypeError: other dtypes.
         ValueError: other shapes.
     """
-    if ids.dtype != torch.uint8:
-        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+    check_bytes(ids)
     if boundary.dtype != torch.bool:
         raise TypeError(f"boundary must be bool, got {boundary.dtype}: compare it with a threshold first")
     if ids.dim() != 1 or boundary.shape != ids.shape:

@@ -102,12 +102,12 @@ def measure(model: ByteLM, tokens: TokenBytes, texts: Sequence[str]) -> tuple[di
 
 def _paths(model: ByteLM, ids: Tensor, cu_seqlens: Tensor, token_ends: np.ndarray) -> dict[str, Tensor]:
     """Bool [T] each, of one text after BOS; token_ends: int [n], its bytes up to each token's end."""
-    own = model.router(model.encoder(ids, cu_seqlens), ids, cu_seqlens).boundary
+    own = model.router(model.encoder(ids, cu_seqlens), ids, cu_seqlens)
     tokenizer = ids == BOS
     tokenizer[torch.from_numpy(token_ends)] = True
     return {
-        "router": own,
-        "held to the vocabulary": bytekernels.constrain_ends(ids, cu_seqlens, own, model.prefixes),
+        "router": own.boundary,
+        "held to the vocabulary": model.hold_to_vocabulary(own.prob, ids, cu_seqlens),
         "tokenizer": tokenizer,
     }
 

@@ -21,6 +21,7 @@ from models.marginal_head import MarginalState, added, head_marginals
 from models.router import Router
 from models.suffix import SuffixFeatures, Vocabulary
 
+SUREST = 1e-6  # how far from 0 and 1 a router's probability counts as it is where chunks are held to a vocabulary
 JOINT = 512  # next byte x "does a chunk end on it": entry b for going on, 256 + b for an end
 
 
@@ -147,38 +148,57 @@ class ByteLM(HubModel):
             model.encoder.suffix.fill(vocabulary, cast(Tensor, teacher.get_input_embeddings().weight))
         return model
 
-    def forward(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None) -> ByteLMOutput:
+    def forward(
+        self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None, context: Tensor | None = None
+    ) -> ByteLMOutput:
         """Predict the byte after each byte.
 
         Args:
             ids: uint8 [T].
             cu_seqlens: int32 [S+1].
             boundary: bool [T], where chunks end (always at BOS); the router decides where it is None.
+            context: int64 [S], how many bytes after BOS are given; none where it is None. Their chunks' ends, but for
+                the bit of the last of them, are decided as if nothing followed.
 
         Raises:
             TypeError, ValueError: ``cu_seqlens`` does not cut ``ids`` into sequences.
         """
         check_cu_seqlens(cu_seqlens, ids.shape[0])
-        h, routing = self.read(ids, cu_seqlens, boundary)
+        h, routing = self.read(ids, cu_seqlens, boundary, context)
         chunks = self.core(self.encoder.chunks(ids, cu_seqlens, routing, h), routing.cu_chunks)
         return self.predict(chunks, h, routing, ids, cu_seqlens)
 
-    def read(self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def read(
+        self, ids: Tensor, cu_seqlens: Tensor, boundary: Tensor | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
         """What comes before the core: the encoder's states [T, d_core] and the chunks; arguments of :meth:`forward`."""
         h = self.encoder(ids, cu_seqlens)
         read = self.router.read(h, ids, cu_seqlens)
         if boundary is None:
-            return h, self._route(read, ids, cu_seqlens)
+            return h, self._route(read, ids, cu_seqlens, context)
         prob = self.router.route(read, ids, cu_seqlens, capacity=0).prob
         return h, bytekernels.routing_of(boundary | (ids == BOS), cu_seqlens, prob)
 
-    def _route(self, read: Tensor, ids: Tensor, cu_seqlens: Tensor) -> Routing:
+    def _route(self, read: Tensor, ids: Tensor, cu_seqlens: Tensor, context: Tensor | None = None) -> Routing:
         """The chunks, from what the router has read: its own, or held to the vocabulary. The probabilities are its."""
         if not self.config.constrain_chunks:
             return self.router.route(read, ids, cu_seqlens)
-        routed = self.router.route(read, ids, cu_seqlens, capacity=0)  # other chunks will be laid out
-        ends = bytekernels.constrain_ends(ids, cu_seqlens, routed.boundary, self.prefixes)
-        return bytekernels.routing_of(ends, cu_seqlens, routed.prob)
+        prob = self.router.route(read, ids, cu_seqlens, capacity=0).prob  # other chunks will be laid out
+        return bytekernels.routing_of(self.hold_to_vocabulary(prob, ids, cu_seqlens, context), cu_seqlens, prob)
+
+    @torch.no_grad()
+    def hold_to_vocabulary(
+        self, prob: Tensor, ids: Tensor, cu_seqlens: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """The likeliest ends whose chunks are strings of the vocabulary (:func:`bytekernels.constrain_ends`): bool [T].
+
+        Args:
+            prob: [T], the router's probabilities.
+            ids, cu_seqlens, context: as in :meth:`forward`.
+        """
+        log_odds = prob.double().logit(SUREST).float() - self.config.chunk_cost
+        rows = None if context is None else context + 1
+        return bytekernels.constrain_ends(ids, cu_seqlens, log_odds, self.prefixes, rows)
 
     def predict(self, chunks: Tensor, h: Tensor, routing: Routing, ids: Tensor, cu_seqlens: Tensor) -> ByteLMOutput:
         """What comes after it, from its output [M, d_core] and what :meth:`read` gave."""
@@ -194,7 +214,7 @@ class ByteLM(HubModel):
         """The teacher's vocabulary, which a marginal head reads, and chunks may be held to."""
         return cast(SuffixFeatures, self.encoder.suffix).prefixes
 
-    def route(self, ids: Tensor, cu_seqlens: Tensor) -> Routing:
+    def route(self, ids: Tensor, cu_seqlens: Tensor, context: Tensor | None = None) -> Routing:
         """The chunks alone, as :meth:`forward` has them, from no more than the router reads; arguments as there.
 
         Gradients reach the router, and not an encoder that is not its own.
@@ -203,7 +223,7 @@ class ByteLM(HubModel):
         if self.router.encoder is None:
             with torch.no_grad():
                 h = self.encoder(ids, cu_seqlens)
-        return self._route(self.router.read(h, ids, cu_seqlens), ids, cu_seqlens)
+        return self._route(self.router.read(h, ids, cu_seqlens), ids, cu_seqlens, context)
 
     def router_source(self, state: DecodingState) -> tuple[ByteReader, list[BlockState]]:
         """What the router reads bytes with, the encoder or one of its own, and its part of a decoding state."""

@@ -45,8 +45,10 @@ class ByteLMConfig(PreTrainedConfig):
         bridge_inner: inner width of the SwiGLUs between ``width`` and the core's width.
         router_inner: inner width of the router's two SwiGLUs.
         lookahead: True for a router of chunk ends that sees the next byte, False for H-Net's chunk starts.
-        constrain_chunks: a chunk ends where its bytes and the next one begin no string of the teacher's vocabulary, and
-            otherwise only where the router says so and its bytes are one (:func:`bytekernels.constrain_ends`).
+        constrain_chunks: the chunks are the likeliest by the router whose bytes are strings of the teacher's vocabulary
+            (:func:`bytekernels.constrain_ends`).
+        chunk_cost: taken off the router's log-odds of each end where chunks are held to the vocabulary, in nats, 0
+            to 10: the higher it is, the fewer and longer they are.
         dechunk: ``hold`` (newest finished chunk), ``causal`` (EMA weight from a head on the byte's own state) or
             ``lookahead`` (EMA weight is the router's probability; leaks the next byte and is refused by the scorer).
         token_head: the model carries the teacher's token head, for stage 1 and for distillation in stage 2.
@@ -82,6 +84,7 @@ class ByteLMConfig(PreTrainedConfig):
     router_inner: int = 8192
     lookahead: bool = True
     constrain_chunks: bool = False
+    chunk_cost: float = 0.0
     dechunk: str = "hold"
     token_head: bool = True
     draft_head: bool = False
@@ -228,8 +231,9 @@ def _check_value(name: str, value: Any, kind: Any) -> None:
         fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
         wanted = f"an int of at least {least}"
     elif kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-        wanted = "a positive number"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = is_number and (0 <= value <= 10 if name == "chunk_cost" else 0 < value < math.inf)
+        wanted = "a number from 0 to 10" if name == "chunk_cost" else "a positive number"
     elif kind is str:
         fits, wanted = isinstance(value, str), "a string"
     else:

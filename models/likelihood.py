@@ -59,7 +59,7 @@ def score(
     refuse_leaks(model)
     if context is not None:
         check_context(context, cu_seqlens)
-    output = model(ids, cu_seqlens, boundary)
+    output = model(ids, cu_seqlens, boundary, context)
     log_probs = path_log_probs(output.logits, ids, cu_seqlens, output.routing.boundary, context)
     found = _sum_by_sequence(log_probs, cu_seqlens, ids.shape[0])
     return found if context is None else Score(found.log_likelihood, found.bytes - context.cpu())

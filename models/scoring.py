@@ -194,7 +194,7 @@ class Scorer:
         """
         if self.positions is None or 1 + len(context) + len(continuation) <= self.positions - spare:
             return context
-        boundary = self._route(context + continuation)
+        boundary = self._route(context + continuation, len(context))
         excess = count_chunks(boundary) + spare - self.positions
         if excess <= 0:
             return context
@@ -220,16 +220,21 @@ class Scorer:
         while True:
             ends = np.flatnonzero(self._route(data[:ahead])[:-1])  # ends[0] is BOS; the last byte's bit isn't known yet
             if len(ends) >= limit:
-                return int(ends[limit - 1])
+                break
             if ahead >= len(data):
                 return len(data)
             ahead *= 2
+        # Without what follows a piece's chunks may be others, and more; one byte is two at most, BOS's included.
+        return next(
+            int(end) for end in (*ends[limit - 1 : 0 : -1], 1) if count_chunks(self._route(data[:end])) <= limit
+        )
 
     @torch.no_grad()
-    def _route(self, data: bytes) -> np.ndarray:
-        """The router's bits of BOS and the bytes after it: bool [len(data) + 1]."""
+    def _route(self, data: bytes, context: int = 0) -> np.ndarray:
+        """The router's bits of BOS and the bytes after it, of which some are given: bool [len(data) + 1]."""
         ids, cu_seqlens = pack_with_padding([data], self.model.device)
-        return self.model.route(ids, cu_seqlens).boundary[: len(data) + 1].cpu().numpy()
+        given = torch.tensor([context, 0], device=ids.device)
+        return self.model.route(ids, cu_seqlens, given).boundary[: len(data) + 1].cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------- paths
 
@@ -281,7 +286,7 @@ class Scorer:
             if boundaries is not None:
                 bits = np.concatenate([*(boundaries[i] for i in batch), np.ones(len(PADDING), dtype=bool)])
                 boundary = torch.from_numpy(bits).to(ids.device)
-            output = self.model(ids, cu_seqlens, boundary)
+            output = self.model(ids, cu_seqlens, boundary, given)
             chosen = output.routing.boundary
             rows = path_rows(output.logits, ids, cu_seqlens, chosen, given)
             columns = [tensor.cpu().numpy() for tensor in (chosen, *rows)]

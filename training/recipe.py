@@ -130,6 +130,7 @@ class ModelRecipe:
     router_inner: int = 8192
     lookahead: bool = True
     constrain_chunks: bool = False
+    chunk_cost: float = 0.0
     dechunk: str = "hold"
     draft_head: bool = False
     marginal_head: bool = False

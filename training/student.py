@@ -9,7 +9,7 @@ from training.errors import UserError
 from training.recipe import ModelRecipe
 
 # What a stage may want otherwise than the model that it starts from.
-_CHANGEABLE = ("constrain_chunks", "dechunk", "draft_head", "marginal_head")
+_CHANGEABLE = ("chunk_cost", "constrain_chunks", "dechunk", "draft_head", "marginal_head")
 
 
 def load_student(folder: Path, config: ByteLMConfig | None = None, *, decoder_is_trained: bool = False) -> ByteLM:

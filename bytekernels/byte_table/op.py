@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bytekernels import dispatch
+from bytekernels.ragged import check_bytes
 
 _implementations = dict(triton=dispatch.triton("byte_table"), reference=dispatch.reference("byte_table"))
 _byte_table = dispatch.Dispatch("byte_table", **_implementations)
@@ -67,8 +68,7 @@ def byte_table(ids: Tensor, table: Tensor) -> Tensor:
 
 
 def check_ids_and_table(ids: Tensor, table: Tensor) -> None:
-    if ids.dtype != torch.uint8:
-        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+    check_bytes(ids)
     if ids.dim() != 1:
         raise ValueError(f"ids must have shape [T], got {list(ids.shape)}")
     if not table.is_floating_point():

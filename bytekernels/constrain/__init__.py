@@ -1,4 +1,4 @@
-"""Chunk ends held to a vocabulary: chunks are its strings as far as one byte of lookahead can tell."""
+"""Chunk ends held to a vocabulary: the likeliest of those whose chunks are its strings."""
 
 from bytekernels.constrain.op import constrain_ends
 

@@ -1,5 +1,6 @@
 """Chunk ends held to a vocabulary, by the extension's CUDA kernels (csrc/cuda): two launches, no wait."""
 
+import torch
 from torch import Tensor
 
 from bytekernels import _C
@@ -7,16 +8,26 @@ from bytekernels.extension import array_on, where
 
 
 def constrain_ends(
-    ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor, children: Tensor, string_ids: Tensor
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    log_odds: Tensor,
+    given: Tensor,
+    edges: Tensor,
+    children: Tensor,
+    string_ids: Tensor,
 ) -> Tensor:
-    ids, boundary = ids.contiguous(), boundary.contiguous()
-    ends = boundary.new_zeros(boundary.shape)
+    ids = ids.contiguous()
+    ends = ids.new_zeros(ids.shape, dtype=torch.bool)
+    choices, best, before = (ids.new_empty(ids.shape, dtype=dtype) for dtype in (torch.int64, torch.float64, ids.dtype))
     _C.cuda.constrain_ends(
         array_on(ids),
         array_on(cu_seqlens.contiguous()),
-        array_on(boundary),
+        array_on(log_odds.contiguous()),
+        array_on(given.contiguous()),
         (array_on(edges), array_on(children), array_on(string_ids)),
-        array_on(edges.new_empty(ids.shape)),
+        array_on(choices),
+        array_on(best),
+        array_on(before),
         array_on(ends),
         *where(ids),
     )

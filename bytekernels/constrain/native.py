@@ -1,5 +1,6 @@
 """Chunk ends held to a vocabulary, through the extension: csrc/constrain.h."""
 
+import torch
 from torch import Tensor
 
 from bytekernels import _C
@@ -7,13 +8,20 @@ from bytekernels.extension import array, fresh, threads
 
 
 def constrain_ends(
-    ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor, children: Tensor, string_ids: Tensor
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    log_odds: Tensor,
+    given: Tensor,
+    edges: Tensor,
+    children: Tensor,
+    string_ids: Tensor,
 ) -> Tensor:
-    ends = fresh(boundary)
+    ends = fresh(ids, dtype=torch.bool)
     _C.constrain_ends(
         array(ids.contiguous()),
         array(cu_seqlens.contiguous()),
-        array(boundary.contiguous()),
+        array(log_odds.contiguous()),
+        array(given.contiguous()),
         (array(edges), array(children), array(string_ids)),
         array(ends),
         threads(),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bytekernels import dispatch
 from bytekernels.extension import cuda, native
-from bytekernels.ragged import check_chunked, check_cu_seqlens
+from bytekernels.ragged import check_bytes, check_cu_seqlens
 from bytekernels.trie import ByteTrie
 
 _constrain_ends = dispatch.Dispatch(
@@ -15,10 +15,16 @@ _constrain_ends = dispatch.Dispatch(
 
 @torch.library.custom_op("bytekernels::constrain_ends", mutates_args=())
 def constrain_ends_op(
-    ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, edges: Tensor, children: Tensor, string_ids: Tensor
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    log_odds: Tensor,
+    given: Tensor,
+    edges: Tensor,
+    children: Tensor,
+    string_ids: Tensor,
 ) -> Tensor:
     check_cu_seqlens(cu_seqlens, ids.shape[0])
-    return _constrain_ends(ids, cu_seqlens, boundary, edges, children, string_ids)
+    return _constrain_ends(ids, cu_seqlens, log_odds, given, edges, children, string_ids)
 
 
 @constrain_ends_op.register_fake
@@ -26,28 +32,50 @@ def _(ids: Tensor, *_: Tensor) -> Tensor:
     return ids.new_empty(ids.shape, dtype=torch.bool)
 
 
-def constrain_ends(ids: Tensor, cu_seqlens: Tensor, boundary: Tensor, vocabulary: ByteTrie) -> Tensor:
-    """Chunk ends that leave chunks which are strings of a vocabulary, as far as one byte of lookahead can tell.
+def constrain_ends(
+    ids: Tensor, cu_seqlens: Tensor, log_odds: Tensor, vocabulary: ByteTrie, given: Tensor | None = None
+) -> Tensor:
+    """The likeliest chunk ends that leave chunks which are strings of a vocabulary.
 
-    Along each sequence, from its first byte on: a chunk ends where its bytes and the next one together begin no string,
-    and otherwise where ``boundary`` says so and its bytes are a string. A byte that begins none is a chunk of its own.
-    A chunk is no string only where it had to end, and was not ended at a string before.
+    Each sequence is cut, from its first byte on, in the way that maximises the sum of ``log_odds`` over the bytes that
+    chunks end on: with the log-odds of independent bits, ``log p - log(1 - p)``, the likeliest of all ways. No chunk
+    has more than 63 bytes. A chunk that is no string costs 10^6, and is as long as it can be: with the next byte, if
+    any, it begins no string, or it is one byte that begins none itself. So there are none but where nothing else would
+    do, and none at all where all single bytes are strings.
 
-    Whether a chunk ends on byte t depends on the bytes up to t+1, and on ``boundary`` up to t. The last bit of a
-    sequence is left as it is, since what follows is not known.
+    The last chunk is left open: its bytes begin a string, or are such a single byte. The last bit of a sequence is
+    whether its log-odds are at least 0, since what follows is not known. Log-odds beyond ±1000 count as that, NaN as 0.
+    Of equally good ways the one whose last chunk is the longest is taken, then the longest before it, and so on.
+
+    Whether a chunk ends on a byte depends on the whole sequence. With ``given``, the ends on a sequence's first rows,
+    but for the last of these, are those that they would have alone; the rest is cut in the best way that goes on from
+    there.
 
     Args:
         ids: uint8 [T].
         cu_seqlens: int32 [S+1].
-        boundary: bool [T], where chunks are wanted to end.
+        log_odds: [T], floating, of a chunk's end on each byte; they are rounded to float32.
         vocabulary: on the same device.
+        given: int64 or int32 [S], how many rows of each sequence come first; none where it is None.
 
     Returns:
         bool [T].
 
     Raises:
-        TypeError: ids that are not uint8, a boundary that is not bool, or cu_seqlens that is not int32.
+        TypeError: ids that are not uint8, log_odds that are not floating, given that is no integer, or cu_seqlens that
+            is not int32.
         ValueError: shapes that do not match, or offsets that do not cut T.
     """
-    check_chunked(ids, boundary)
-    return constrain_ends_op(ids, cu_seqlens, boundary, vocabulary.edges, vocabulary.children, vocabulary.ids)
+    check_bytes(ids)
+    if not log_odds.is_floating_point():
+        raise TypeError(f"log_odds must be floating, got {log_odds.dtype}: of probabilities they are p.logit()")
+    if ids.dim() != 1 or log_odds.shape != ids.shape:
+        raise ValueError(f"ids and log_odds must have one shape [T], got {list(ids.shape)} and {list(log_odds.shape)}")
+    if given is None:
+        given = cu_seqlens.new_zeros(max(cu_seqlens.shape[0] - 1, 0))
+    elif given.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"given must be int64 or int32, got {given.dtype}")
+    elif given.shape != (cu_seqlens.shape[0] - 1,):
+        raise ValueError(f"given must have {cu_seqlens.shape[0] - 1} elements, one a sequence, got {list(given.shape)}")
+    trie = vocabulary.edges, vocabulary.children, vocabulary.ids
+    return constrain_ends_op(ids, cu_seqlens, log_odds.float(), given.to(torch.int32), *trie)

@@ -4,5 +4,5 @@ from bytekernels.roofline import Work
 
 
 def constrain_ends(total: int, sequences: int) -> Work:
-    """T bytes, T flags and cu_seqlens in; T flags out."""
-    return Work(0, 3 * total + 4 * (sequences + 1))
+    """T bytes, T log-odds, cu_seqlens and the given rows in; T flags out."""
+    return Work(0, 6 * total + 4 * (2 * sequences + 1))

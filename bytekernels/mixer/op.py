@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bytekernels import dispatch
 from bytekernels.mixer.state import MixerState, MixerStates
-from bytekernels.ragged import accumulation_dtype, check_cu_seqlens
+from bytekernels.ragged import accumulation_dtype, check_bytes, check_cu_seqlens
 
 
 def _refusal_of_taps(conv_weight: Tensor) -> str | None:
@@ -324,8 +324,7 @@ def mamba2_mixer(
     state_size = _check(names, zxbcdt, conv_weight, conv_bias, A, D, dt_bias, norm_weight, head_dim, num_groups)
     low, high = _limits(dt_limit)
     if ids is not None:
-        if ids.dtype != torch.uint8:
-            raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+        check_bytes(ids)
         if ids.dim() != 1:
             raise ValueError(f"ids must have shape [T], got {list(ids.shape)}")
         if zxbcdt.shape[0] != 256:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bytekernels import dispatch
 from bytekernels.extension import cuda, native
-from bytekernels.ragged import check_cu_seqlens, check_indices
+from bytekernels.ragged import check_bytes, check_cu_seqlens, check_indices
 from bytekernels.suffix.state import SuffixState
 from bytekernels.trie import ByteTrie
 
@@ -123,7 +123,6 @@ def longest_suffix_step(ids: Tensor, state: SuffixState, trie: SuffixTrie, *, ac
 
 
 def _check_ids(ids: Tensor, shape: str) -> None:
-    if ids.dtype != torch.uint8:
-        raise TypeError(f"ids must be uint8, one byte a row, got {ids.dtype}: use ids.to(torch.uint8)")
+    check_bytes(ids)
     if ids.dim() != 1:
         raise ValueError(f"ids must have shape [{shape}], got {list(ids.shape)}")

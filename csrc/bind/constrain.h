@@ -6,10 +6,10 @@
 
 namespace bytekernels {
 
-inline ConstrainedText constrained_text_of(const StringTrieArrays& trie, const Array& ids, const Array& boundary,
+inline ConstrainedText constrained_text_of(const StringTrieArrays& trie, const Array& ids, const Array& log_odds,
                                            int64_t total) {
   return {string_trie_of(trie), pointer<const uint8_t>(ids, total, "ids"),
-          pointer<const uint8_t>(boundary, total, "boundary")};
+          pointer<const float>(log_odds, total, "log_odds")};
 }
 
 }  // namespace bytekernels

@@ -156,16 +156,20 @@ void longest_suffix_step(const Array& ids, const std::optional<Array>& active, c
   run(SuffixStepKernel{string_trie_of(trie), bytes, flags, ring, out}, where);
 }
 
-void constrain_ends(const Array& ids, const Array& cu_seqlens, const Array& boundary, const StringTrieArrays& trie,
-                    const Array& scratch, const Array& ends, int device, uintptr_t stream) {
+void constrain_ends(const Array& ids, const Array& cu_seqlens, const Array& log_odds, const Array& given,
+                    const StringTrieArrays& trie, const Array& choices, const Array& best, const Array& before,
+                    const Array& ends, int device, uintptr_t stream) {
   const Where where{device, stream};
   const int64_t total = elements(ids, 1, "ids");
   const Offsets cuts = offsets_at(cu_seqlens, total, where);
-  const ConstrainedText text = constrained_text_of(trie, ids, boundary, total);
-  auto* end_from = pointer<int32_t>(scratch, total, "scratch");
+  const ConstrainedText text = constrained_text_of(trie, ids, log_odds, total);
+  const auto* context = pointer<const int32_t>(given, cuts.sequences, "given");
+  auto* found = pointer<Choices>(choices, total, "choices");
+  auto* worth = pointer<double>(best, total, "best");
+  auto* rows = pointer<uint8_t>(before, total, "before");
   auto* out = pointer<uint8_t>(ends, total, "ends");
-  run(ChunkEndKernel{text, total, cuts.cu, cuts.sequences, end_from}, where);
-  run(SetEndsKernel{text, total, cuts.cu, cuts.sequences, end_from, out}, where);
+  run(ChoicesKernel{text, total, cuts.cu, cuts.sequences, found}, where);
+  run(CutKernel{text, total, cuts.cu, context, cuts.sequences, found, worth, rows, out}, where);
 }
 
 // Writes the rows of prefix that a walk comes to; the others are left as they are.
@@ -213,8 +217,9 @@ BYTEKERNELS_BIND(m) {
            "stream"_a);
   cuda.def("longest_suffix_step", &longest_suffix_step, "ids"_a, "active"_a, "recent"_a, "counts"_a, "trie"_a,
            "found"_a, "device"_a, "stream"_a);
-  cuda.def("constrain_ends", &constrain_ends, "ids"_a, "cu_seqlens"_a, "boundary"_a, "trie"_a, "scratch"_a, "ends"_a,
-           "device"_a, "stream"_a, "Sets the chunk ends in ends, of zeros; scratch is int32 [T].");
+  cuda.def("constrain_ends", &constrain_ends, "ids"_a, "cu_seqlens"_a, "log_odds"_a, "given"_a, "trie"_a, "choices"_a,
+           "best"_a, "before"_a, "ends"_a, "device"_a, "stream"_a,
+           "Sets the chunk ends in ends, of zeros; choices, best and before are working memory of T rows.");
   cuda.def("token_prefix", &token_prefix, "ids"_a, "cu_seqlens"_a, "boundary"_a, "edges"_a, "children"_a, "prefix"_a,
            "device"_a, "stream"_a, "Writes the nodes of rows inside a string; the others are left as they are.");
   cuda.def("visit", &visit, "items"_a, "most_blocks"_a, "visits"_a,

@@ -1,6 +1,7 @@
 #include "constrain.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "parallel.h"
 
@@ -11,14 +12,17 @@ constexpr int64_t kGrain = 2048;  // bytes worth a thread
 
 }  // namespace
 
-void constrain_ends(const ConstrainedText& text, const int32_t* cu, int64_t sequences, int64_t total, uint8_t* ends,
-                    int threads) {
+void constrain_ends(const ConstrainedText& text, const int32_t* cu, const int32_t* given, int64_t sequences,
+                    int64_t total, uint8_t* ends, int threads) {
+  const auto choices_of = [&](int64_t row, int64_t stop) { return text.choices_from(row, stop); };
+  std::fill(ends, ends + total, uint8_t{0});
+  std::vector<double> best(total);
+  std::vector<uint8_t> before(total);
   parallel_for(total, kGrain, threads, [&](Range share) {
     const int64_t stop = first_starting_at(cu, sequences, share.end);
+    const Cutter<decltype(choices_of)> cutter{text, choices_of, best.data(), before.data(), ends};
     for (int64_t s = first_starting_at(cu, sequences, share.begin); s < stop; ++s) {
-      const Range rows{cu[s], cu[s + 1]};
-      std::fill(ends + rows.begin, ends + rows.end, uint8_t{0});
-      text.set_ends(rows, ends, [&](int64_t row) { return text.chunk_end(row, rows.end - 1); });
+      cutter.cut({cu[s], cu[s + 1]}, given[s]);
     }
   });
 }

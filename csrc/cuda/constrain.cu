@@ -4,7 +4,7 @@
 
 namespace bytekernels {
 
-template void launch(const ChunkEndKernel&, const Grid&, const Where&);
-template void launch(const SetEndsKernel&, const Grid&, const Where&);
+template void launch(const ChoicesKernel&, const Grid&, const Where&);
+template void launch(const CutKernel&, const Grid&, const Where&);
 
 }  // namespace bytekernels

@@ -1,5 +1,5 @@
-// constrain_ends on a grid, in two launches: where a chunk ends depends on where it begins alone, so each row's thread
-// asks that of a chunk which begins there; then a thread for each sequence goes from chunk to chunk.
+// constrain_ends on a grid, in two launches: which chunks may begin at a row depends on the bytes from there on alone,
+// so each row has a thread that looks; then a thread for each sequence finds the best way through them.
 #pragma once
 
 #include "../constrain.h"
@@ -14,39 +14,39 @@ RAGGED_INLINE Range rows_within(const int32_t* cu, int64_t s, int64_t total) {
 }
 
 // A thread answers for a chunk that begins at its row.
-struct ChunkEndKernel {
+struct ChoicesKernel {
   ConstrainedText text;
   int64_t total;
   const int32_t* cu;
   int64_t sequences;
-  int32_t* end_from;  // [total]
+  Choices* choices;  // [total]
 
   RAGGED_INLINE int64_t items() const { return total; }
 
   RAGGED_INLINE void operator()(int64_t row, int64_t& s) const {
     s = sequence_of(cu, sequences, row, s);
-    const int64_t end = rows_within(cu, s, total).end;
-    end_from[row] = static_cast<int32_t>(end > row ? text.chunk_end(row, end - 1) : row);
+    choices[row] = text.choices_from(row, rows_within(cu, s, total).end);
   }
 };
 
 // A thread sets the ends of one sequence; all rows hold 0 before.
-struct SetEndsKernel {
+struct CutKernel {
   ConstrainedText text;
   int64_t total;
   const int32_t* cu;
+  const int32_t* given;
   int64_t sequences;
-  const int32_t* end_from;
+  const Choices* choices;
+  double* best;     // [total]
+  uint8_t* before;  // [total]
   uint8_t* ends;
 
   RAGGED_INLINE int64_t items() const { return sequences; }
 
   RAGGED_INLINE void operator()(int64_t s, int64_t&) const {
-    const Range rows = rows_within(cu, s, total);
-    text.set_ends(rows, ends, [&](int64_t row) {
-      const int64_t end = end_from[row];  // of another sequence where the offsets are none
-      return end < row ? row : end < rows.end ? end : rows.end - 1;
-    });
+    const auto choices_of = [this](int64_t row, int64_t) { return choices[row]; };
+    const Cutter<decltype(choices_of)> cutter{text, choices_of, best, before, ends};
+    cutter.cut(rows_within(cu, s, total), given[s]);
   }
 };
 

@@ -56,6 +56,8 @@ def test_sizes_that_do_not_fit_are_refused(settings, message):
         ("norm_eps", 0.0, "a positive number"),
         ("norm_eps", float("nan"), "a positive number"),
         ("norm_eps", "1e-5", "a positive number"),
+        ("chunk_cost", -1.0, "a number from 0 to 10"),
+        ("chunk_cost", 10.5, "a number from 0 to 10"),
         ("core", "llama", "the teacher's configuration as a dictionary"),
     ],
 )

@@ -1,5 +1,7 @@
 """A model whose chunks are held to the teacher's vocabulary: who reads them, and what they need."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def packed():
 def test_forward_route_and_prefill_have_the_same_chunks(pair, packed):
     model, free = pair
     routed = free(*packed).routing
-    ends = bytekernels.constrain_ends(*packed, routed.boundary, model.prefixes)
+    ends = bytekernels.constrain_ends(*packed, routed.prob.logit(), model.prefixes)
     assert not torch.equal(ends, routed.boundary)
     output = model(*packed)
     for found in (output.routing, model.route(*packed)):
@@ -50,20 +52,47 @@ def test_given_chunks_are_not_changed(pair, packed):
     assert torch.equal(model(*packed, given).logits, free(*packed, given).logits)
 
 
-def test_its_chunks_are_strings_but_for_those_that_had_to_end(pair, packed):
+def test_its_chunks_are_strings_wherever_bytes_are(pair, packed):
     boundary = pair[0](*packed).routing.boundary
-    strings = 0
-    for start, stop in zip(packed[1], packed[1][1:], strict=False):
-        chunk = b""
-        for t in range(start, stop):
-            chunk += bytes([packed[0][t]])
-            if boundary[t]:
-                following = bytes(packed[0][t + 1 : t + 2].tolist()) if t + 1 < stop else b""
+    chunks = 0
+    for start, stop in pairwise(packed[1].tolist()):
+        ends = [t + 1 for t in range(start, stop - 1) if boundary[t]]
+        for begin, end in pairwise([start, *ends]):
+            chunk, following = (bytes(packed[0][a:b].tolist()) for a, b in ((begin, end), (end, end + 1)))
+            if chunk not in STRINGS:
                 had_to = not any(string.startswith(chunk + following) for string in STRINGS)
-                assert chunk in STRINGS or had_to or chunk == bytes([BOS]) or t + 1 == stop
-                strings += chunk in STRINGS
-                chunk = b""
-    assert strings > 20
+                alone = len(chunk) == 1 and not any(string.startswith(chunk) for string in STRINGS)
+                assert alone or (had_to and any(string.startswith(chunk) for string in STRINGS))
+            chunks += chunk in STRINGS
+    assert chunks > 20
+
+
+def test_a_cost_makes_fewer_chunks(packed):
+    ends = []
+    for cost in (0.0, 1.0, 10.0):
+        model = small_model(**CONSTRAINED, chunk_cost=cost)
+        model.router.k_proj.down.weight.data.neg_()  # neighbours are unlike each other: ends are likely
+        routing = model.route(*packed)
+        expected = bytekernels.constrain_ends(*packed, routing.prob.logit() - cost, model.prefixes)
+        assert torch.equal(routing.boundary, expected)
+        ends.append(int(routing.boundary.sum()))
+    assert ends[0] > ends[1] >= ends[2]
+
+
+def test_a_contexts_chunks_do_not_tell_of_what_follows():
+    model = small_model(**CONSTRAINED, chunk_cost=10.0)  # as few chunks as can be
+    context = torch.tensor([3])
+
+    def bits(text, context=None):
+        ids, cu_seqlens = bytekernels.pack_bytes([text])
+        found = model(ids, cu_seqlens, context=context).routing.boundary
+        assert torch.equal(found, model.route(ids, cu_seqlens, context).boundary)
+        return "".join(".|"[bit] for bit in found)[1:]
+
+    assert bits(b"hello")[:4] == "...|" and bits(b"helor")[:3] == "|.|"
+    assert bits(b"hello", context)[:4] == "...|" and bits(b"helor", context)[:3] == "..|"
+    read = model.prefill(*bytekernels.pack_bytes([b"hel"])).boundary
+    assert read.tolist() == [True, False, False, False]
 
 
 @torch.no_grad()
@@ -73,9 +102,9 @@ def test_scores_go_along_the_constrained_path(pair):
     (found,) = Scorer(model).score([("", text)])
     ids = torch.tensor([BOS, *text], dtype=torch.uint8)
     cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32)
-    routed = free.route(ids, cu_seqlens).boundary
-    boundary = bytekernels.constrain_ends(ids, cu_seqlens, routed, model.prefixes)
-    assert not torch.equal(boundary, routed)
+    routed = free.route(ids, cu_seqlens)
+    boundary = bytekernels.constrain_ends(ids, cu_seqlens, routed.prob.logit(), model.prefixes)
+    assert not torch.equal(boundary, routed.boundary)
     log_p = free(ids, cu_seqlens, boundary).logits.log_softmax(-1)
     bits = boundary.tolist()
     steps = [log_p[t, int(ids[t + 1]) + 256 * bits[t + 1]] for t in range(len(text) - 1)]
@@ -89,7 +118,7 @@ def test_strings_with_reserved_bytes_are_no_tokens():
     tree = vocabulary.by_prefix(5)
     assert [int(node) >= 0 for node in tree.nodes] == [True, False, False, False, True]
     ids = torch.tensor([BOS, *b"hh"], dtype=torch.uint8)
-    found = bytekernels.constrain_ends(ids, torch.tensor([0, 3]).int(), torch.zeros(3).bool(), tree)
+    found = bytekernels.constrain_ends(ids, torch.tensor([0, 3]).int(), -torch.ones(3), tree)
     assert found.tolist() == [True, True, False]
 
 

@@ -1,4 +1,4 @@
-"""Chunk ends held to a vocabulary, against the definition on strings; what the op checks and refuses."""
+"""Chunk ends held to a vocabulary, against all ways to cut a text; what the op checks and refuses."""
 
 import re
 
@@ -18,43 +18,82 @@ from tests.bytekernels.suffix.conftest import STRINGS, VOCABULARIES
 VOCABULARY = [b"a", b"ab", b"abcd", b"b", b"bc", b"", b"d"]
 
 
-def flags(text):
-    return torch.tensor([mark == "|" for mark in text])
-
-
 def bytes_of(text):
     return torch.tensor(list(text), dtype=torch.uint8)
 
 
-def by_definition(document, wanted, vocabulary):
-    """The ends of one sequence, from the bytes of each open chunk."""
-    ends, chunk = [], b""
-    for t, byte in enumerate(document):
-        chunk += bytes([byte])
-        if t + 1 == len(document):
-            ends.append(wanted[t])
-        else:
-            goes_on = any(string.startswith(chunk + document[t + 1 : t + 2]) for string in vocabulary)
-            ends.append(not goes_on or (wanted[t] and chunk in vocabulary))
-        if ends[-1]:
-            chunk = b""
+def odds_of(text):
+    """Log-odds of 1 where a chunk's end is wanted, and -1 elsewhere."""
+    return torch.tensor([1.0 if mark == "|" else -1.0 for mark in text])
+
+
+def drawn(total, seed):
+    return 4 * torch.randn(total, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def begins_a_string(text, vocabulary):
+    return any(string.startswith(text) for string in vocabulary if string)
+
+
+def may_be_chunk(chunk, following, vocabulary):
+    alone = len(chunk) == 1 and not begins_a_string(chunk, vocabulary)
+    longest = begins_a_string(chunk, vocabulary) and not begins_a_string(chunk + following, vocabulary)
+    return chunk in vocabulary or alone or longest
+
+
+def ways(document, vocabulary, start=0):
+    """All ways to cut a document whose last chunk is left open: lists of (end, is a string)."""
+    rest = document[start:]
+    if begins_a_string(rest, vocabulary) or len(rest) == 1:
+        yield []
+    for end in range(start + 1, len(document)):
+        chunk = document[start:end]
+        if may_be_chunk(chunk, document[end : end + 1], vocabulary):
+            for more in ways(document, vocabulary, end):
+                yield [(end, chunk in vocabulary), *more]
+
+
+def worth(way, log_odds):
+    return sum(log_odds[end - 1] - (0 if is_string else 1e6) for end, is_string in way)
+
+
+def by_definition(document, log_odds, vocabulary, given=0):
+    """The ends of one sequence, from all ways to cut it."""
+
+    def best(text, begins):
+        allowed = [way for way in ways(text, vocabulary) if [end for end, _ in way][: len(begins[0])] == begins[0]]
+        allowed = [way for way in allowed if all(end >= begins[1] for end, _ in way[len(begins[0]) :])]
+        return [end for end, _ in max(allowed, key=lambda way: worth(way, log_odds))]
+
+    begins = ([], 0)
+    if given > 1:
+        begins = best(document[:given], begins), min(given, len(document))
+    ends = [False] * len(document)
+    for end in best(document, begins):
+        ends[end - 1] = True
+    if document:
+        ends[-1] = log_odds[len(document) - 1] >= 0
     return ends
 
 
 def test_as_defined(each):
-    @settings(max_examples=100)
+    @settings(max_examples=100, deadline=None)
     @given(
-        vocabulary=VOCABULARIES, documents=st.lists(STRINGS.map(lambda s: 2 * s), max_size=4), seed=st.integers(0, 99)
-    )
-    def agree(vocabulary, documents, seed):
+        vocabulary=VOCABULARIES, documents=st.lists(STRINGS.map(lambda s: 2 * s), max_size=4), seed=st.integers(0, 99),
+        with_context=st.booleans(),
+    )  # fmt: skip
+    def agree(vocabulary, documents, seed, with_context):
         cu, total = ragged([len(d) for d in documents])
-        wanted = torch.rand(total, generator=torch.Generator().manual_seed(seed)) < 0.4
+        odds = drawn(total, seed)
+        context = [seed % 5 if with_context else 0 for _ in documents]
         with poisoned_memory():
-            ends = bytekernels.constrain_ends(bytes_of(b"".join(documents)), cu, wanted, SortedVocabulary(vocabulary))
+            ends = bytekernels.constrain_ends(
+                bytes_of(b"".join(documents)), cu, odds, SortedVocabulary(vocabulary),
+                torch.tensor(context, dtype=torch.int64) if with_context else None,
+            )  # fmt: skip
         assert ends.dtype == torch.bool
-        parts = wanted.split([len(d) for d in documents])
-        pairs = zip(documents, parts, strict=True)
-        assert ends.tolist() == [end for d, part in pairs for end in by_definition(d, part.tolist(), vocabulary)]
+        parts = zip(documents, odds.double().split([len(d) for d in documents]), context, strict=True)
+        assert ends.tolist() == [end for d, part, c in parts for end in by_definition(d, part.tolist(), vocabulary, c)]
 
     agree()
 
@@ -62,61 +101,94 @@ def test_as_defined(each):
 @pytest.mark.parametrize(
     ("text", "wanted", "ends"),
     [
-        (b"abab", "....", ".|.."),  # "aba" begins no string; the last bit is the one that was given
-        (b"abab", "|..|", "||.|"),  # "a" is a string, and may end
-        (b"abcd", "..|.", "...."),  # "abc" is none, and "abcd" goes on
-        (b"abcab", ".....", "..|.."),  # "abc" had to end
+        (b"abab", "....", ".|.."),  # one end has to be, and this one is enough; the last bit is by its own odds
+        (b"abab", "|..|", "||.|"),
+        (b"abcd", "..|.", "...."),  # "abc" is no string
+        (b"abcd", ".|..", "...."),  # "ab|cd" would end "c" that no string begins with
+        (b"abcab", ".....", "|.|.."),  # the first bytes are given back: "abc" had to end, and is no string
         (b"xyab", "....", "||.."),  # bytes that begin no string are alone
+        (b"xyabcx", "....||", "|||.||"),
         (b"a", "|", "|"),
         (b"abc", "..|", "..|"),  # no string, but nothing more is known
+        (b"", "", ""),
     ],
 )
 def test_examples(each, text, wanted, ends):
     found = bytekernels.constrain_ends(
-        bytes_of(text), ragged([len(text)])[0], flags(wanted), SortedVocabulary(VOCABULARY)
+        bytes_of(text), ragged([len(text)])[0], odds_of(wanted), SortedVocabulary(VOCABULARY)
     )
-    assert torch.equal(found, flags(ends))
+    assert "".join(".|"[end] for end in found) == ends
+
+
+@pytest.mark.parametrize(("odds", "ends"), [(0.0, "|..|"), (-0.5, "|..|"), (0.5, "||||")])
+def test_ties_go_to_the_longest_chunk_from_the_last_one_back(each, odds, ends):
+    tree = SortedVocabulary([b"a", b"aa", b"aaa", b"b"])
+    found = bytekernels.constrain_ends(bytes_of(b"aaaab"), ragged([5])[0], torch.full((5,), odds), tree)
+    assert "".join(".|"[end] for end in found[:4]) == ends
+
+
+def test_odds_beyond_all_and_none(each):
+    odds = torch.tensor([torch.inf, torch.nan, -torch.inf, 1e30])
+    found = bytekernels.constrain_ends(bytes_of(b"abab"), ragged([4])[0], odds, SortedVocabulary(VOCABULARY))
+    limited = torch.tensor([1000.0, 0, -1000, 1000])
+    assert torch.equal(
+        found, bytekernels.constrain_ends(bytes_of(b"abab"), ragged([4])[0], limited, SortedVocabulary(VOCABULARY))
+    )
+    assert found.tolist() == [True, True, False, True]
+
+
+def test_no_chunk_is_longer_than_63_bytes(each):
+    for length in (62, 63, 64, 200):
+        tree = SortedVocabulary([b"a" * length, b"a"])
+        ids = bytes_of(b"a" * 300)
+        ends = bytekernels.constrain_ends(ids, ragged([300])[0], torch.full((300,), -1.0), tree)
+        lengths = torch.cat([torch.tensor([-1]), ends.nonzero().flatten()]).diff()
+        assert set(lengths.tolist()) == ({length, 1} if length <= 63 else {1}) - ({1} if length < 64 else set())
 
 
 def test_tokens_stay_as_they_are(each):
-    """Where all chunks are strings nothing changes."""
+    """Where all chunks are strings, and surely wanted, nothing changes."""
     strings = merged_strings(400)
     generator = torch.Generator().manual_seed(0)
-    drawn = [strings[i] for i in torch.randint(len(strings), (300,), generator=generator)]
-    ids = bytes_of(b"".join(drawn))
+    tokens = [strings[i] for i in torch.randint(len(strings), (300,), generator=generator)]
+    ids = bytes_of(b"".join(tokens))
     wanted = torch.zeros(len(ids), dtype=torch.bool)
-    wanted[torch.tensor([len(s) for s in drawn]).cumsum(0) - 1] = True
-    ends = bytekernels.constrain_ends(ids, ragged([len(ids)])[0], wanted, SortedVocabulary(strings))
+    wanted[torch.tensor([len(s) for s in tokens]).cumsum(0) - 1] = True
+    odds = torch.where(wanted, 10.0, -10.0)
+    ends = bytekernels.constrain_ends(ids, ragged([len(ids)])[0], odds, SortedVocabulary(strings))
     assert torch.equal(ends, wanted)
 
 
-def test_no_byte_after_the_next_tells(each):
-    """Ends depend on the bytes up to the next one, and on the bits up to their own."""
-    generator = torch.Generator().manual_seed(0)
+def test_ends_on_what_is_given_do_not_depend_on_what_follows(each):
     tree = SortedVocabulary(VOCABULARY)
-    ids = torch.randint(97, 101, (60,), generator=generator, dtype=torch.uint8)
-    wanted = torch.rand(60, generator=generator) < 0.5
-    cu = ragged([60])[0]
-    whole = bytekernels.constrain_ends(ids, cu, wanted, tree)
-    for t in range(58):
-        other, bits = ids.clone(), wanted.clone()
-        other[t + 2 :] = 97 + (other[t + 2 :] - 96) % 4
-        bits[t + 1 :] ^= True
-        changed = bytekernels.constrain_ends(other, cu, bits, tree)
-        assert torch.equal(changed[: t + 1], whole[: t + 1])
+    ids = torch.randint(97, 101, (40,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    odds, cu = drawn(40, 0), ragged([40])[0]
+    free = bytekernels.constrain_ends(ids, cu, odds, tree)
+    for given_rows in range(1, 41):
+        context = torch.tensor([given_rows])
+        found = bytekernels.constrain_ends(ids, cu, odds, tree, context)
+        alone = bytekernels.constrain_ends(ids[:given_rows], ragged([given_rows])[0], odds[:given_rows], tree)
+        assert torch.equal(found[: given_rows - 1], alone[:-1])
+        other, bits = ids.clone(), odds.clone()
+        other[given_rows:] = 97 + (other[given_rows:] - 96) % 4
+        bits[given_rows - 1 :] *= -1
+        changed = bytekernels.constrain_ends(other, cu, bits, tree, context)
+        assert torch.equal(changed[: given_rows - 1], found[: given_rows - 1])
+    assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([1])), free)
+    assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([99])), free)
 
 
 def test_packed_is_one_by_one(each):
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(lengths=ragged_lengths())
     def agree(lengths):
         tree = SortedVocabulary(VOCABULARY)
         cu, total = ragged(lengths)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(97, 101, (total,), generator=generator, dtype=torch.uint8)
-        wanted = torch.rand(total, generator=generator) < 0.5
-        packed = bytekernels.constrain_ends(ids, cu, wanted, tree)
-        parts = zip(ids.split(lengths), wanted.split(lengths), strict=True)
+        odds = drawn(total, 1)
+        packed = bytekernels.constrain_ends(ids, cu, odds, tree)
+        parts = zip(ids.split(lengths), odds.split(lengths), strict=True)
         alone = [bytekernels.constrain_ends(text, ragged([len(text)])[0], bits, tree) for text, bits in parts]
         assert torch.equal(packed, torch.cat(alone))
 
@@ -126,17 +198,19 @@ def test_packed_is_one_by_one(each):
 def test_a_large_batch_on_any_threads():
     strings = merged_strings(5000)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(strings), (10_000,), generator=generator)
+    tokens = torch.randint(len(strings), (10_000,), generator=generator)
     cu, total = ragged([0, 1, 9000, 0, 30, 12_000, 5])
-    ids = bytes_of(b"".join(strings[i] for i in drawn)[:total])
-    wanted, tree = torch.rand(total, generator=generator) < 0.1, SortedVocabulary(strings)
-    assert_repeats(NATIVE, lambda: [bytekernels.constrain_ends(ids, cu, wanted, tree)])
-    strided = [torch.stack([x, x], 1)[:, 0] for x in (ids, wanted)]
-    expected = bytekernels.constrain_ends(ids, cu, wanted, tree)
-    assert total / int(expected.sum()) > 2 and not torch.equal(expected, wanted)
-    assert torch.equal(bytekernels.constrain_ends(strided[0], cu, strided[1], tree), expected)
-    with dispatch.force("reference"):
-        assert torch.equal(bytekernels.constrain_ends(ids, cu, wanted, tree), expected)
+    ids = bytes_of(b"".join(strings[i] for i in tokens)[:total])
+    odds, tree = drawn(total, 0) - 4, SortedVocabulary(strings)
+    context = torch.tensor([0, 1, 5000, 3, 7, 0, 5])
+    assert_repeats(NATIVE, lambda: [bytekernels.constrain_ends(ids, cu, odds, tree, context)])
+    strided = [torch.stack([x, x], 1)[:, 0] for x in (ids, odds)]
+    expected = bytekernels.constrain_ends(ids, cu, odds, tree, context)
+    assert total / int(expected.sum()) > 2 and not torch.equal(expected, odds >= 0)
+    assert torch.equal(bytekernels.constrain_ends(strided[0], cu, strided[1], tree, context), expected)
+    for other in ("reference", "cuda"):
+        with dispatch.force(other):
+            assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, context), expected)
 
 
 def test_a_tree_of_wrong_numbers_is_walked_within_its_arrays():
@@ -144,19 +218,24 @@ def test_a_tree_of_wrong_numbers_is_walked_within_its_arrays():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         nodes, total = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
-        ids, cu, boundary = bytes_of(b"a" * total), ragged([total])[0], torch.arange(total) % 2 == 0
+        ids, cu, odds, context = bytes_of(b"a" * total), ragged([total])[0], drawn(total, 0), torch.tensor([2]).int()
         found = [torch.full((total,), 7, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)]
-        given = [*map(array, (ids, cu, boundary)), tuple(map(array, wrong_tree(nodes, generator)))]
-        _C.constrain_ends(*given, array(found[0]), 1)
-        _C.cuda.constrain_ends(*given, array(torch.zeros(total).int()), array(found[1]), -1, 0)
+        arguments = [*map(array, (ids, cu, odds, context)), tuple(map(array, wrong_tree(nodes, generator)))]
+        _C.constrain_ends(*arguments, array(found[0]), 1)
+        _C.cuda.constrain_ends(*arguments, *map(array, scratch(total)), array(found[1]), -1, 0)
         assert torch.equal(*found) and int(found[0].max()) <= 1
+
+
+def scratch(total):
+    """choices, best and before."""
+    return torch.zeros(total).long(), torch.zeros(total).double(), torch.zeros(total, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [3, 0, 4]])
 def test_opcheck(lengths):
     cu, total = ragged(lengths)
     tree = SortedVocabulary(VOCABULARY)
-    arguments = (bytes_of(b"a" * total), cu, torch.zeros(total, dtype=torch.bool))
+    arguments = (bytes_of(b"a" * total), cu, torch.zeros(total), torch.zeros(len(lengths)).int())
     torch.library.opcheck(op.constrain_ends_op, (*arguments, tree.edges, tree.children, tree.ids))
 
 
@@ -164,44 +243,57 @@ def test_opcheck(lengths):
     ("change", "error", "message"),
     [
         (dict(ids=torch.zeros(2)), TypeError, "ids must be uint8, one byte a row, got torch.float32"),
-        (dict(boundary=torch.ones(2)), TypeError, "boundary must be bool, got torch.float32: compare it"),
-        (dict(boundary=flags("|")), ValueError, "ids and boundary must have one shape [T], got [2] and [1]"),
-        (dict(ids=bytes_of(b"ab")[None]), ValueError, "ids and boundary must have one shape [T], got [1, 2] and [2]"),
+        (
+            dict(log_odds=torch.ones(2).bool()),
+            TypeError,
+            "log_odds must be floating, got torch.bool: of probabilities they are p.logit()",
+        ),
+        (dict(log_odds=odds_of("|")), ValueError, "ids and log_odds must have one shape [T], got [2] and [1]"),
+        (dict(ids=bytes_of(b"ab")[None]), ValueError, "ids and log_odds must have one shape [T], got [1, 2] and [2]"),
+        (dict(given=torch.ones(1)), TypeError, "given must be int64 or int32, got torch.float32"),
+        (dict(given=torch.ones(2).int()), ValueError, "given must have 1 elements, one a sequence, got [2]"),
         (dict(cu_seqlens=torch.tensor([0, 2])), TypeError, "cu_seqlens must be int32"),
         (dict(cu_seqlens=torch.tensor([0, 3]).int()), ValueError, "cu_seqlens must start at 0 and end at 2"),
     ],
 )
 def test_arguments_are_checked(change, error, message):
-    given = dict(ids=bytes_of(b"ab"), cu_seqlens=ragged([2])[0], boundary=flags("||")) | change
+    arguments = dict(ids=bytes_of(b"ab"), cu_seqlens=ragged([2])[0], log_odds=odds_of("||")) | change
     with pytest.raises(error, match=re.escape(message)):
-        bytekernels.constrain_ends(**given, vocabulary=SortedVocabulary(VOCABULARY))
+        bytekernels.constrain_ends(**arguments, vocabulary=SortedVocabulary(VOCABULARY))
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("boundary", bytes_of(b"abc"), "boundary must have 2 elements, got 3"),
+        ("log_odds", odds_of("|||"), "log_odds must have 2 elements, got 3"),
         ("cu_seqlens", torch.tensor([0, 3]).int(), "cu_seqlens must end at 2"),
+        ("given", torch.zeros(2).int(), "given must have 1 elements, got 2"),
         ("string_ids", torch.zeros(1).int(), "string_ids must have 8 elements, got 1"),
-        ("ends", flags("|||"), "ends must have 2 elements, got 3"),
-        ("scratch", torch.zeros(1).int(), "scratch must have 2 elements, got 1"),
+        ("ends", torch.zeros(3, dtype=torch.bool), "ends must have 2 elements, got 3"),
+        ("choices", torch.zeros(1).long(), "choices must have 2 elements, got 1"),
+        ("best", torch.zeros(1).double(), "best must have 2 elements, got 1"),
+        ("before", bytes_of(b"a"), "before must have 2 elements, got 1"),
     ],
 )
 def test_what_the_extension_refuses(place, value, message):
     tree = SortedVocabulary(VOCABULARY)
-    given = dict(ids=bytes_of(b"ab"), cu_seqlens=ragged([2])[0], boundary=flags("||"))
-    given |= dict(edges=tree.edges, children=tree.children, string_ids=tree.ids, ends=flags(".."))
-    given |= dict(scratch=torch.zeros(2).int()) | {place: value}
-    ids, cu, boundary, edges, children, string_ids, ends, scratch = map(array, given.values())
-    calls = [lambda: _C.cuda.constrain_ends(ids, cu, boundary, (edges, children, string_ids), scratch, ends, -1, 0)]
-    if place != "scratch":
-        calls.append(lambda: _C.constrain_ends(ids, cu, boundary, (edges, children, string_ids), ends, 1))
+    arguments = dict(ids=bytes_of(b"ab"), cu_seqlens=ragged([2])[0], log_odds=odds_of("||"), given=torch.zeros(1).int())
+    trie = dict(edges=tree.edges, children=tree.children, string_ids=tree.ids)
+    memory = dict(zip(("choices", "best", "before"), scratch(2), strict=True))
+    ends = dict(ends=torch.zeros(2, dtype=torch.bool))
+    for part in (arguments, trie, memory, ends):
+        if place in part:
+            part[place] = value
+    first, nodes, scratched, last = ([array(x) for x in part.values()] for part in (arguments, trie, memory, ends))
+    calls = [lambda: _C.cuda.constrain_ends(*first, tuple(nodes), *scratched, *last, -1, 0)]
+    if place not in memory:
+        calls.append(lambda: _C.constrain_ends(*first, tuple(nodes), *last, 1))
     for call in calls:
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
 
 
 def test_roofline_counts_the_tensors():
-    ids, cu, wanted = bytes_of(b"abcd"), ragged([4])[0], flags("..|.")
-    ends = bytekernels.constrain_ends(ids, cu, wanted, SortedVocabulary(VOCABULARY))
-    assert roofline.constrain_ends(4, 1).bytes == sum(t.nbytes for t in (ids, cu, wanted, ends))
+    ids, cu, odds, context = bytes_of(b"abcd"), ragged([4])[0], odds_of("..|."), torch.zeros(1).int()
+    ends = bytekernels.constrain_ends(ids, cu, odds, SortedVocabulary(VOCABULARY), context)
+    assert roofline.constrain_ends(4, 1).bytes == sum(t.nbytes for t in (ids, cu, odds, context, ends))

@@ -17,9 +17,10 @@ def test_as_on_the_cpu():
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(strings), (40_000,), generator=generator)
     ids = torch.tensor(list(b"".join(strings[i] for i in drawn)[:total]), dtype=torch.uint8)
-    wanted = torch.rand(total, generator=generator) < 0.1
+    odds = torch.randn(total, generator=generator) - 1
+    context = torch.tensor([0, 0, 1, 30_000, 5])
     with dispatch.force("native"):
-        expected = bytekernels.constrain_ends(ids, cu, wanted, tree)
+        expected = bytekernels.constrain_ends(ids, cu, odds, tree, context)
     with dispatch.force("cuda"):
-        found = bytekernels.constrain_ends(ids.cuda(), cu.cuda(), wanted.cuda(), tree.to("cuda"))
+        found = bytekernels.constrain_ends(ids.cuda(), cu.cuda(), odds.cuda(), tree.to("cuda"), context.cuda())
     assert torch.equal(found.cpu(), expected)
