@@ -60,17 +60,16 @@ def _freed_blocks_are_given_back() -> Iterator[None]:
     """
     try:
         libc = ctypes.CDLL(None)
-        mallopt, malloc_trim, mallinfo2 = libc.mallopt, libc.malloc_trim, libc.mallinfo2
-    except (AttributeError, OSError):  # another C library, or glibc before 2.33
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+    except (AttributeError, OSError):  # another C library
         yield
         return
-    mallinfo2.restype = _Mallinfo2
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
     malloc_trim(0)
     mallopt(_M_MMAP_THRESHOLD, MIB)
-    # A block that is mapped, as all are once the holes are gone, is wasted but for its addresses: nothing writes to it.
-    holes = [libc.malloc(MIB) for _ in range(mallinfo2().fordblks // MIB)]
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    # Once the holes are gone a block is mapped, and wasted but for its addresses: of each only one page is written.
+    holes = [libc.malloc(MIB) for _ in range(_free_bytes(libc) // MIB)]
     try:
         yield
     finally:
@@ -78,6 +77,14 @@ def _freed_blocks_are_given_back() -> Iterator[None]:
             libc.free(hole)
         mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
         mallopt(_M_TRIM_THRESHOLD, 64 * MIB)
+
+
+def _free_bytes(libc: ctypes.CDLL) -> int:
+    """Of the heap; 0 where glibc is older than 2.33 and does not say."""
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _Mallinfo2
+    return int(libc.mallinfo2().fordblks)
 
 
 def _high_water_mark() -> int:

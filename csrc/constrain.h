@@ -39,7 +39,7 @@ struct ConstrainedText {
     return odds > kSurest ? kSurest : odds < -kSurest ? -kSurest : odds;
   }
 
-  RAGGED_INLINE bool wanted(int64_t row) const { return log_odds[row] >= 0; }
+  RAGGED_INLINE bool wanted(int64_t row) const { return worth(row) >= 0; }
 };
 
 // The best way to cut the rows of one sequence. `choices_of(row, stop)` is ConstrainedText::choices_from, looked up or
@@ -79,9 +79,9 @@ struct Cutter {
       int64_t end = row;
       for (Choices left = choices_of(row, stop); left > 1; left >>= 1, ++end) {
         is_string = (left & 1) != 0;
-        if (is_string) end_chunk({row, end}, so_far, first_end, rows.end);
+        if (is_string) end_chunk(row, end, so_far, first_end, rows.end);
       }
-      if (!is_string) end_chunk({row, end - 1}, so_far - kNoString, first_end, rows.end);
+      if (!is_string) end_chunk(row, end - 1, so_far - kNoString, first_end, rows.end);
       if (end >= rows.end && so_far > worth_of_open) {
         worth_of_open = so_far;
         open = row;
@@ -91,13 +91,13 @@ struct Cutter {
     return open;
   }
 
-  // A chunk from row `chunk.begin` to row `chunk.end`, that one too, where nothing has to come after it.
-  RAGGED_INLINE void end_chunk(Range chunk, double so_far, int64_t first_end, int64_t stop) const {
-    if (chunk.end < first_end || chunk.end >= stop - 1) return;
-    const double worth = so_far + text.worth(chunk.end);
-    if (worth > best[chunk.end]) {
-      best[chunk.end] = worth;
-      before[chunk.end] = static_cast<uint8_t>(chunk.size());
+  // A chunk from row `begin` to row `last`, that one too, if one may end there.
+  RAGGED_INLINE void end_chunk(int64_t begin, int64_t last, double so_far, int64_t first_end, int64_t stop) const {
+    if (last < first_end || last >= stop - 1) return;
+    const double worth = so_far + text.worth(last);
+    if (worth > best[last]) {
+      best[last] = worth;
+      before[last] = static_cast<uint8_t>(last - begin);
     }
   }
 };

@@ -1,8 +1,9 @@
 """What a text costs by where its chunks end: ``python -m evals.chunk_cost MODEL --teacher TEACHER --text FILES``.
 
-The same model and text along three paths: the router's own chunks, these held to the vocabulary
-(:func:`bytekernels.constrain_ends`), and the tokenizer's. The bits of every path are paid for, so each is a lower bound
-of the likelihood. Beside bits per byte stand the chunks that are no string of the vocabulary, and what they cost.
+The same model and text along three paths: the router's own chunks, the likeliest by the router that are all strings of
+the vocabulary (:meth:`models.ByteLM.hold_to_vocabulary`), and the tokenizer's. The bits of every path are paid for, so
+each is a lower bound of the likelihood. Beside bits per byte stand the chunks that are no string of the vocabulary, and
+what they cost.
 """
 
 import argparse

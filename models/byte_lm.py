@@ -21,7 +21,7 @@ from models.marginal_head import MarginalState, added, head_marginals
 from models.router import Router
 from models.suffix import SuffixFeatures, Vocabulary
 
-SUREST = 1e-6  # how far from 0 and 1 a router's probability counts as it is where chunks are held to a vocabulary
+CERTAIN = 1e-6  # nearer to 0 or 1 a router's probability counts as this near, where chunks are held to a vocabulary
 JOINT = 512  # next byte x "does a chunk end on it": entry b for going on, 256 + b for an end
 
 
@@ -196,7 +196,7 @@ class ByteLM(HubModel):
             prob: [T], the router's probabilities.
             ids, cu_seqlens, context: as in :meth:`forward`.
         """
-        log_odds = prob.double().logit(SUREST).float() - self.config.chunk_cost
+        log_odds = prob.double().logit(CERTAIN).float() - self.config.chunk_cost
         rows = None if context is None else context + 1
         return bytekernels.constrain_ends(ids, cu_seqlens, log_odds, self.prefixes, rows)
 

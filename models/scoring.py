@@ -224,6 +224,8 @@ class Scorer:
             if ahead >= len(data):
                 return len(data)
             ahead *= 2
+        if not self.model.config.constrain_chunks:
+            return int(ends[limit - 1])
         # Without what follows a piece's chunks may be others, and more; one byte is two at most, BOS's included.
         return next(
             int(end) for end in (*ends[limit - 1 : 0 : -1], 1) if count_chunks(self._route(data[:end])) <= limit

@@ -7,15 +7,7 @@ from bytekernels import _C
 from bytekernels.extension import array_on, where
 
 
-def constrain_ends(
-    ids: Tensor,
-    cu_seqlens: Tensor,
-    log_odds: Tensor,
-    given: Tensor,
-    edges: Tensor,
-    children: Tensor,
-    string_ids: Tensor,
-) -> Tensor:
+def constrain_ends(ids: Tensor, cu_seqlens: Tensor, log_odds: Tensor, given: Tensor, *tree: Tensor) -> Tensor:
     ids = ids.contiguous()
     ends = ids.new_zeros(ids.shape, dtype=torch.bool)
     choices, best, before = (ids.new_empty(ids.shape, dtype=dtype) for dtype in (torch.int64, torch.float64, ids.dtype))
@@ -24,7 +16,7 @@ def constrain_ends(
         array_on(cu_seqlens.contiguous()),
         array_on(log_odds.contiguous()),
         array_on(given.contiguous()),
-        (array_on(edges), array_on(children), array_on(string_ids)),
+        tuple(map(array_on, tree)),
         array_on(choices),
         array_on(best),
         array_on(before),

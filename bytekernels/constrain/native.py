@@ -7,22 +7,14 @@ from bytekernels import _C
 from bytekernels.extension import array, fresh, threads
 
 
-def constrain_ends(
-    ids: Tensor,
-    cu_seqlens: Tensor,
-    log_odds: Tensor,
-    given: Tensor,
-    edges: Tensor,
-    children: Tensor,
-    string_ids: Tensor,
-) -> Tensor:
+def constrain_ends(ids: Tensor, cu_seqlens: Tensor, log_odds: Tensor, given: Tensor, *tree: Tensor) -> Tensor:
     ends = fresh(ids, dtype=torch.bool)
     _C.constrain_ends(
         array(ids.contiguous()),
         array(cu_seqlens.contiguous()),
         array(log_odds.contiguous()),
         array(given.contiguous()),
-        (array(edges), array(children), array(string_ids)),
+        tuple(map(array, tree)),
         array(ends),
         threads(),
     )

@@ -23,7 +23,6 @@ def constrain_ends_op(
     children: Tensor,
     string_ids: Tensor,
 ) -> Tensor:
-    check_cu_seqlens(cu_seqlens, ids.shape[0])
     return _constrain_ends(ids, cu_seqlens, log_odds, given, edges, children, string_ids)
 
 
@@ -40,8 +39,9 @@ def constrain_ends(
     Each sequence is cut, from its first byte on, in the way that maximises the sum of ``log_odds`` over the bytes that
     chunks end on: with the log-odds of independent bits, ``log p - log(1 - p)``, the likeliest of all ways. No chunk
     has more than 63 bytes. A chunk that is no string costs 10^6, and is as long as it can be: with the next byte, if
-    any, it begins no string, or it is one byte that begins none itself. So there are none but where nothing else would
-    do, and none at all where all single bytes are strings.
+    any, it begins no string, or it is one byte that begins none itself. Where all single bytes are strings there is
+    none but, perhaps, the one that was left open where the given rows end; otherwise there are those without which
+    there is no way, or only one that is worth 10^6 less.
 
     The last chunk is left open: its bytes begin a string, or are such a single byte. The last bit of a sequence is
     whether its log-odds are at least 0, since what follows is not known. Log-odds beyond ±1000 count as that, NaN as 0.
@@ -56,7 +56,7 @@ def constrain_ends(
         cu_seqlens: int32 [S+1].
         log_odds: [T], floating, of a chunk's end on each byte; they are rounded to float32.
         vocabulary: on the same device.
-        given: int64 or int32 [S], how many rows of each sequence come first; none where it is None.
+        given: int64 or int32 [S], on any device, how many rows of each sequence come first; none where it is None.
 
     Returns:
         bool [T].
@@ -71,11 +71,14 @@ def constrain_ends(
         raise TypeError(f"log_odds must be floating, got {log_odds.dtype}: of probabilities they are p.logit()")
     if ids.dim() != 1 or log_odds.shape != ids.shape:
         raise ValueError(f"ids and log_odds must have one shape [T], got {list(ids.shape)} and {list(log_odds.shape)}")
+    check_cu_seqlens(cu_seqlens, ids.shape[0])
+    sequences = cu_seqlens.shape[0] - 1
     if given is None:
-        given = cu_seqlens.new_zeros(max(cu_seqlens.shape[0] - 1, 0))
+        given = cu_seqlens.new_zeros(sequences)
     elif given.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"given must be int64 or int32, got {given.dtype}")
-    elif given.shape != (cu_seqlens.shape[0] - 1,):
-        raise ValueError(f"given must have {cu_seqlens.shape[0] - 1} elements, one a sequence, got {list(given.shape)}")
+    elif given.shape != (sequences,):
+        raise ValueError(f"given must have {sequences} elements, one a sequence, got {list(given.shape)}")
+    rows = given.clamp(max=ids.shape[0]).to(ids.device, torch.int32)
     trie = vocabulary.edges, vocabulary.children, vocabulary.ids
-    return constrain_ends_op(ids, cu_seqlens, log_odds.float(), given.to(torch.int32), *trie)
+    return constrain_ends_op(ids, cu_seqlens, log_odds.float(), rows, *trie)

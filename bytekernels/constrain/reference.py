@@ -1,4 +1,4 @@
-"""Chunk ends held to a vocabulary, in plain Python: the specification, by dynamic programming."""
+"""Chunk ends held to a vocabulary, by dynamic programming: the specification, its loops in plain Python."""
 
 import math
 from itertools import pairwise
@@ -13,15 +13,8 @@ SUREST = 1e3  # a log-odds further from 0 counts as this
 NO_STRING = 1e6  # what a chunk costs that is no string
 
 
-def constrain_ends(
-    ids: Tensor,
-    cu_seqlens: Tensor,
-    log_odds: Tensor,
-    given: Tensor,
-    edges: Tensor,
-    children: Tensor,
-    string_ids: Tensor,
-) -> Tensor:
+def constrain_ends(ids: Tensor, cu_seqlens: Tensor, log_odds: Tensor, given: Tensor, *tree: Tensor) -> Tensor:
+    edges, _, string_ids = tree
     is_string, reach = _choices(ids, cu_seqlens, edges, string_ids)
     worth = log_odds.nan_to_num(0.0, torch.inf, -torch.inf).clamp(-SUREST, SUREST).tolist()
     ends = torch.zeros_like(ids, dtype=torch.bool)
@@ -35,7 +28,7 @@ def constrain_ends(
             ends[before] = True
         after, _ = _best_ends(is_string, reach, worth, open_from, end, first_end)
         ends[after] = True
-        ends[end - 1] = log_odds[end - 1] >= 0
+        ends[end - 1] = worth[end - 1] >= 0
     return ends
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from bytekernels import SortedVocabulary, constrain_ends, pack_bytes
 from models import Scorer, TokenScorer, generate
 from models.beam import Path, PathSearch
-from tests.models.conftest import small_model, small_teacher
+from tests.models.conftest import CONSTRAINED, small_model, small_teacher
 
 PAIRS = [
     (b"", b"x"),
@@ -57,6 +58,32 @@ def test_windows_cover_each_byte_once(model):
     assert found[0].log_likelihood == pytest.approx(sum(likelihoods(scorer.rolling(windows))), abs=1e-5)
     assert [one.num_bytes for one in found] == [150, 0, 5]
     assert found[1].log_likelihood == 0 and math.isnan(found[1].bits_per_byte)
+
+
+def test_windows_fit_though_their_chunks_are_others_without_what_follows(monkeypatch):
+    scorer = Scorer(small_model(**CONSTRAINED))
+    tree, data, asked = SortedVocabulary([b"a", b"ab", b"bcd", b"x"]), b"ab" * 20 + b"x", []
+
+    def route(data, context=0):
+        asked.append(data)
+        ids, cu_seqlens = pack_bytes([data], bos=None)
+        return np.array([True, *constrain_ends(ids, cu_seqlens, torch.full((len(data),), 2.0), tree).tolist()])
+
+    monkeypatch.setattr(scorer, "_route", route)
+    windows = list(scorer._windows(data, 2))
+    assert b"".join(windows) == data
+    assert all(route(window).sum() <= 2 for window in windows)
+    assert b"ab" in asked and b"ab" not in windows  # it was tried, and is "a|b" where nothing follows
+
+
+def test_a_context_is_cut_at_the_chunks_it_is_scored_with(monkeypatch):
+    model = small_model(core={**small_model().config.core, "max_position_embeddings": 8})
+    scorer, asked = Scorer(model, truncate=True), []
+    route = scorer._route
+    monkeypatch.setattr(scorer, "_route", lambda data, context=0: asked.append((data, context)) or route(data, context))
+    context = b"many words " * 3
+    fitted = scorer.fitted_context(context, b"in")
+    assert asked[0] == (context + b"in", len(context)) and fitted == asked[-1][0].removesuffix(b"in")
 
 
 def test_what_does_not_fit_is_refused_or_cut():

@@ -1,9 +1,10 @@
 """A prediction knows nothing of what comes after it: given the bits up to byte t, logits at t do not change, not in one
 bit, when any later byte does.
 
-The router itself looks one byte ahead to decide whether a chunk ends. That hard bit is fair: it is written, and paid
-for, together with its byte. The router's probability is not: ``lookahead``, the paper's own dechunk weight, leaks the
-next byte through it, which is why the scorer and the writer refuse it.
+The router itself looks one byte ahead to decide whether a chunk ends, and chunks that are held to a vocabulary as far
+as they need to. These hard bits are fair: they are written, and paid for, together with their bytes. The router's
+probability is not: ``lookahead``, the paper's own dechunk weight, leaks the next byte through it, which is why the
+scorer and the writer refuse it.
 """
 
 import pytest
@@ -64,10 +65,12 @@ def test_the_router_looks_one_byte_ahead_and_no_further():
 
 
 @pytest.mark.parametrize("position", range(0, 44, 4))
-def test_nor_do_chunks_that_are_held_to_a_vocabulary(position):
+def test_a_contexts_chunks_do_not_know_what_follows_where_all_look_ahead(position):
+    """Chunks held to a vocabulary may depend on all bytes; those of a context, which are not paid for, do not."""
     model = small_model(**CONSTRAINED)
     ids, cu_seqlens, _ = packed_tokens([48])
-    other = torch.where(torch.arange(48) > position + 1, (ids + 77) % 254, ids)
-    ends, changed = (model(x, cu_seqlens).routing.boundary for x in (ids, other))
-    assert torch.equal(ends[: position + 1], changed[: position + 1])
+    other = torch.where(torch.arange(48) > position, (ids + 77) % 254, ids)
+    context = torch.tensor([position])  # bytes after BOS: up to this row
+    ends, changed = (model(x, cu_seqlens, context=context).routing.boundary for x in (ids, other))
+    assert torch.equal(ends[:position], changed[:position])
     assert not torch.equal(ends, changed)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+import bytekernels
 from bytekernels import BOS
 from models import Scorer, score
-from tests.models.conftest import small_model
 
 
 def product_of_steps(model, data: bytes, bits: list[bool]) -> float:
@@ -32,16 +32,41 @@ def test_the_parallel_score_is_the_product_of_the_steps(model):
 def test_a_context_and_its_continuation_multiply(model):
     """log P(xy) = log P(x, its bits but the last) + log P(y and x's last bit | x)."""
     x, y = b"some context, ", b"and the rest"
-    whole = Scorer(model).score([(b"", x + y)])[0].log_likelihood
     ids = torch.tensor([BOS, *x, *y], dtype=torch.uint8)
-    bits = model(ids, torch.tensor([0, len(ids)], dtype=torch.int32)).routing.boundary.tolist()
-    context = product_of_steps(model, x, bits)  # x's last bit summed out
+    cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32)
+    boundary = model(ids, cu_seqlens, context=torch.tensor([len(x)])).routing.boundary
+    whole = float(score(model, ids, cu_seqlens, boundary).log_likelihood[0])
+    context = product_of_steps(model, x, boundary.tolist())  # x's last bit summed out
     assert Scorer(model).score([(x, y)])[0].log_likelihood == pytest.approx(whole - context, abs=1e-4)
 
 
-def test_the_probabilities_of_all_next_bytes_sum_to_one():
+def test_what_is_given_does_not_depend_on_what_is_scored(model):
+    """The context's bits but the last, which nobody pays for, are the same whatever follows, and a prompt's."""
+    model.config.chunk_cost = 10.0  # where chunks are held to a vocabulary, as few as can be
+    x = b"hell worhelhel"
+    read = model.prefill(*bytekernels.pack_bytes([x])).boundary[:-1]
+    for y in (b"lo world", b"o", b"\x00", b"hellhell", b"elor"):
+        ids, cu_seqlens = bytekernels.pack_bytes([x + y])
+        boundary = model(ids, cu_seqlens, context=torch.tensor([len(x)])).routing.boundary
+        assert torch.equal(boundary[: len(x)], read)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("y", [b"or", b"elor", b"lo world"])
+def test_scores_go_along_what_is_given(model, y):
+    """:class:`Scorer` and :func:`score` do not choose a context's bits to suit the continuation."""
+    model.config.chunk_cost = 10.0
+    x = b"hell worhelhel"
+    ids, cu_seqlens = bytekernels.pack_bytes([x + y])
+    context = torch.tensor([len(x)])
+    boundary = model(ids, cu_seqlens, context=context).routing.boundary
+    expected = float(score(model, ids, cu_seqlens, boundary, context).log_likelihood[0])
+    assert float(score(model, ids, cu_seqlens, context=context).log_likelihood[0]) == pytest.approx(expected, abs=1e-4)
+    assert Scorer(model).score([(x, y)])[0].log_likelihood == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_probabilities_of_all_next_bytes_sum_to_one(model):
     pairs = [(b"abc", bytes([byte])) for byte in range(254)]
-    model = small_model()
     with torch.no_grad():
         model.decoder.head.weight[[254, 255, 510, 511]] = -10 * model.decoder.head.weight.abs().sum()
     scores = Scorer(model).score(pairs)

@@ -154,13 +154,14 @@ def test_a_marginal_head_begins_as_the_teacher(home, marginal_run):
 def test_chunks_may_be_held_to_the_vocabulary_from_any_stage(home, marginal_run):
     """The same weights and text: where chunks are tokens, bytes are likelier before anything is learnt for it."""
     free = read_summary(marginal_run / "stages" / "2.2")
-    options = sets(*WITH_MARGINALS[1:], 'curriculum=["2.2"]', "model.constrain_chunks=true")
+    options = sets(*WITH_MARGINALS[1:], 'curriculum=["2.2"]', "model.constrain_chunks=true", "model.chunk_cost=1")
     out = command(home, "constrained", "--stage", "all", "--from", marginal_run / "stages" / "2.1", *options)
     held = read_summary(out / "stages" / "2.2")
     assert held["before"]["bits_per_byte"] < 0.95 * free["before"]["bits_per_byte"]
     assert held["after"]["cross_entropy"] < held["before"]["cross_entropy"]
     assert report_of(out)["student_bpb"] < report_of(marginal_run)["student_bpb"]
-    assert ByteLM.from_pretrained(out / "model").config.constrain_chunks
+    config = ByteLM.from_pretrained(out / "model").config
+    assert (config.constrain_chunks, config.chunk_cost) == (True, 1)
 
 
 def test_a_control_has_no_marginal_head(home, marginal_run, monkeypatch):

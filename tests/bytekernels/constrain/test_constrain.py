@@ -137,6 +137,20 @@ def test_odds_beyond_all_and_none(each):
     assert found.tolist() == [True, True, False, True]
 
 
+def test_what_was_left_open_may_have_to_end(each):
+    """All single bytes are strings, and still: "hel" could have been "hello", and it was not to be known."""
+    tree = SortedVocabulary([b"hello", *(bytes([i]) for i in range(256))])
+    cu, odds = ragged([6])[0], -torch.ones(6)
+    marks = [bytekernels.constrain_ends(bytes_of(b"helorx"), cu, odds, tree, c) for c in (None, torch.tensor([3]))]
+    assert ["".join(".|"[end] for end in ends) for ends in marks] == ["|||||.", "..|||."]
+
+
+def test_the_last_bit_is_by_its_own_odds(each):
+    for odds, end in ((0.0, True), (torch.nan, True), (-1e-30, False), (torch.inf, True)):
+        arguments = bytes_of(b"ab"), ragged([2])[0], torch.tensor([1.0, odds]), SortedVocabulary(VOCABULARY)
+        assert bool(bytekernels.constrain_ends(*arguments)[1]) == end
+
+
 def test_no_chunk_is_longer_than_63_bytes(each):
     for length in (62, 63, 64, 200):
         tree = SortedVocabulary([b"a" * length, b"a"])
@@ -175,7 +189,10 @@ def test_ends_on_what_is_given_do_not_depend_on_what_follows(each):
         changed = bytekernels.constrain_ends(other, cu, bits, tree, context)
         assert torch.equal(changed[: given_rows - 1], found[: given_rows - 1])
     assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([1])), free)
-    assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([99])), free)
+    assert torch.equal(
+        bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([2**40])),
+        bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([40])),
+    )
 
 
 def test_packed_is_one_by_one(each):
@@ -251,6 +268,7 @@ def test_opcheck(lengths):
         (dict(log_odds=odds_of("|")), ValueError, "ids and log_odds must have one shape [T], got [2] and [1]"),
         (dict(ids=bytes_of(b"ab")[None]), ValueError, "ids and log_odds must have one shape [T], got [1, 2] and [2]"),
         (dict(given=torch.ones(1)), TypeError, "given must be int64 or int32, got torch.float32"),
+        (dict(cu_seqlens=torch.tensor(2).int()), ValueError, "cu_seqlens must have shape [S+1]"),
         (dict(given=torch.ones(2).int()), ValueError, "given must have 1 elements, one a sequence, got [2]"),
         (dict(cu_seqlens=torch.tensor([0, 2])), TypeError, "cu_seqlens must be int32"),
         (dict(cu_seqlens=torch.tensor([0, 3]).int()), ValueError, "cu_seqlens must start at 0 and end at 2"),
