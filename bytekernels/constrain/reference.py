@@ -52,8 +52,8 @@ def _best_ends(
 ) -> tuple[list[int], int]:
     """The rows that chunks end on, in the best way to cut rows ``begin`` to ``end``, and where its last chunk begins.
 
-    The last chunk has no end yet: it comes to the last row, and could be a beginning of a string. No chunk ends before
-    ``first_end``. Of ways of the same worth the one with the longest last chunk is taken, and so on backwards.
+    That the last chunk ends is not said, and not counted; it costs what others do if it is no string. No other ends
+    before ``first_end``. Of ways of the same worth the one with the longest last chunk is taken, and so on backwards.
     """
     best: dict[int, tuple[float, int]] = {begin: (0.0, begin)}  # by where a chunk begins: worth, where the last one did
     open_worth, open_from = -math.inf, begin
@@ -68,8 +68,10 @@ def _best_ends(
                 value = (so_far if string else so_far - NO_STRING) + worth[last]
                 if last + 1 not in best or value > best[last + 1][0]:
                     best[last + 1] = value, row
-        if row + reach[row] >= end and so_far > open_worth:
-            open_worth, open_from = so_far, row
+        if row + reach[row] >= end:
+            value = so_far if is_string[row][end - row - 1] else so_far - NO_STRING
+            if value > open_worth:
+                open_worth, open_from = value, row
     ends, row = [], open_from
     while row > begin:
         ends.append(row - 1)

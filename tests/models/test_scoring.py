@@ -61,19 +61,18 @@ def test_windows_cover_each_byte_once(model):
 
 
 def test_windows_fit_though_their_chunks_are_others_without_what_follows(monkeypatch):
-    scorer = Scorer(small_model(**CONSTRAINED))
-    tree, data, asked = SortedVocabulary([b"a", b"ab", b"bcd", b"x"]), b"ab" * 20 + b"x", []
+    scorer, asked = Scorer(small_model(**CONSTRAINED)), []
+    tree = SortedVocabulary([b"x", b"y", b"xya", b"abz", b"zk"])  # "b" and "k" are none, nor do they begin one
+    odds = torch.tensor([1.0, 1, 1, 5, -5, 1])
 
     def route(data, context=0):
         asked.append(data)
         ids, cu_seqlens = pack_bytes([data], bos=None)
-        return np.array([True, *constrain_ends(ids, cu_seqlens, torch.full((len(data),), 2.0), tree).tolist()])
+        return np.array([True, *constrain_ends(ids, cu_seqlens, odds[: len(data)], tree).tolist()])
 
     monkeypatch.setattr(scorer, "_route", route)
-    windows = list(scorer._windows(data, 2))
-    assert b"".join(windows) == data
-    assert all(route(window).sum() <= 2 for window in windows)
-    assert b"ab" in asked and b"ab" not in windows  # it was tried, and is "a|b" where nothing follows
+    assert list(scorer._windows(b"xyabzk", 3)) == [b"xya", b"bzk"]
+    assert asked[:3] == [b"xyabzk", b"xyab", b"xya"]  # xya|b|zk, and x|y|ab, which are too many with BOS
 
 
 def test_a_context_is_cut_at_the_chunks_it_is_scored_with(monkeypatch):

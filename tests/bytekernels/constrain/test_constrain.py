@@ -42,38 +42,36 @@ def may_be_chunk(chunk, following, vocabulary):
 
 
 def ways(document, vocabulary, start=0):
-    """All ways to cut a document whose last chunk is left open: lists of (end, is a string)."""
-    rest = document[start:]
-    if begins_a_string(rest, vocabulary) or len(rest) == 1:
-        yield []
-    for end in range(start + 1, len(document)):
+    """All ways to cut a document: lists of (end, is a string)."""
+    for end in range(start + 1, len(document) + 1):
         chunk = document[start:end]
-        if may_be_chunk(chunk, document[end : end + 1], vocabulary):
+        if end == len(document) and (begins_a_string(chunk, vocabulary) or len(chunk) == 1):
+            yield [(end, chunk in vocabulary)]
+        elif end < len(document) and may_be_chunk(chunk, document[end : end + 1], vocabulary):
             for more in ways(document, vocabulary, end):
                 yield [(end, chunk in vocabulary), *more]
 
 
 def worth(way, log_odds):
-    return sum(log_odds[end - 1] - (0 if is_string else 1e6) for end, is_string in way)
+    """The last chunk's end is left open."""
+    return sum(log_odds[end - 1] for end, _ in way[:-1]) - sum(1e6 for _, is_string in way if not is_string)
 
 
 def by_definition(document, log_odds, vocabulary, given=0):
     """The ends of one sequence, from all ways to cut it."""
 
-    def best(text, begins):
-        allowed = [way for way in ways(text, vocabulary) if [end for end, _ in way][: len(begins[0])] == begins[0]]
-        allowed = [way for way in allowed if all(end >= begins[1] for end, _ in way[len(begins[0]) :])]
-        return [end for end, _ in max(allowed, key=lambda way: worth(way, log_odds))]
+    def best(text, before, first):
+        """Of the ways that begin with some ends, and have no others before `first`: all ends but the last chunk's."""
+        allowed = [(way, [end for end, _ in way[:-1]]) for way in ways(text, vocabulary)]
+        allowed = [(way, ends) for way, ends in allowed if ends[: len(before)] == before]
+        allowed = [(way, ends) for way, ends in allowed if all(end >= first for end in ends[len(before) :])]
+        return max(allowed, key=lambda both: worth(both[0], log_odds))[1]
 
-    begins = ([], 0)
-    if given > 1:
-        begins = best(document[:given], begins), min(given, len(document))
-    ends = [False] * len(document)
-    for end in best(document, begins):
-        ends[end - 1] = True
-    if document:
-        ends[-1] = log_odds[len(document) - 1] >= 0
-    return ends
+    if not document:
+        return []
+    context = best(document[:given], [], 0) if given > 1 else []
+    cut = best(document, context, min(given, len(document)))
+    return [end in cut for end in range(1, len(document))] + [log_odds[len(document) - 1] >= 0]
 
 
 def test_as_defined(each):
@@ -109,7 +107,9 @@ def test_as_defined(each):
         (b"xyab", "....", "||.."),  # bytes that begin no string are alone
         (b"xyabcx", "....||", "|||.||"),
         (b"a", "|", "|"),
-        (b"abc", "..|", "..|"),  # no string, but nothing more is known
+        (b"abc", "..|", "|.|"),  # the last chunk is a string too
+        (b"abcd", "|..|", "...|"),
+        (b"da", "..", "|."),
         (b"", "", ""),
     ],
 )
@@ -137,12 +137,16 @@ def test_odds_beyond_all_and_none(each):
     assert found.tolist() == [True, True, False, True]
 
 
-def test_what_was_left_open_may_have_to_end(each):
-    """All single bytes are strings, and still: "hel" could have been "hello", and it was not to be known."""
+def test_what_is_given_ends_in_a_string_that_may_be_lengthened(each):
     tree = SortedVocabulary([b"hello", *(bytes([i]) for i in range(256))])
-    cu, odds = ragged([6])[0], -torch.ones(6)
-    marks = [bytekernels.constrain_ends(bytes_of(b"helorx"), cu, odds, tree, c) for c in (None, torch.tensor([3]))]
-    assert ["".join(".|"[end] for end in ends) for ends in marks] == ["|||||.", "..|||."]
+    odds = -torch.ones(6)
+    for text, ends in ((b"helorx", "|||||."), (b"hellox", "||||||"[:4] + "|.")):
+        found = bytekernels.constrain_ends(bytes_of(text), ragged([6])[0], odds, tree, torch.tensor([3]))
+        assert "".join(".|"[end] for end in found) == ends
+    shorter = SortedVocabulary([b"hel", b"hello", *(bytes([i]) for i in range(256))])
+    for text, ends in ((b"helorx", "..|||."), (b"hellox", "....|.")):
+        found = bytekernels.constrain_ends(bytes_of(text), ragged([6])[0], odds, shorter, torch.tensor([3]))
+        assert "".join(".|"[end] for end in found) == ends
 
 
 def test_the_last_bit_is_by_its_own_odds(each):
@@ -157,7 +161,7 @@ def test_no_chunk_is_longer_than_63_bytes(each):
         ids = bytes_of(b"a" * 300)
         ends = bytekernels.constrain_ends(ids, ragged([300])[0], torch.full((300,), -1.0), tree)
         lengths = torch.cat([torch.tensor([-1]), ends.nonzero().flatten()]).diff()
-        assert set(lengths.tolist()) == ({length, 1} if length <= 63 else {1}) - ({1} if length < 64 else set())
+        assert set(lengths.tolist()) == ({length, 1} if length <= 63 else {1})
 
 
 def test_tokens_stay_as_they_are(each):
