@@ -24,7 +24,8 @@ from benchmarks import machine
 from benchmarks.report import Report, aligned, table
 
 ROOT = Path(__file__).resolve().parents[1]
-SANITIZED = ("tests/bytekernels/pack", "tests/bytekernels/suffix")  # the kernels in CUDA C++
+# Where the kernels in CUDA C++ are tested.
+SANITIZED = tuple(f"tests/bytekernels/{room}" for room in ("constrain", "marginals", "pack", "suffix"))
 CHECKS = ("memcheck", "racecheck")  # tools of compute-sanitizer
 
 
