@@ -78,6 +78,6 @@ def constrain_ends(
         raise TypeError(f"given must be int64 or int32, got {given.dtype}")
     elif given.shape != (sequences,):
         raise ValueError(f"given must have {sequences} elements, one a sequence, got {list(given.shape)}")
-    rows = given.clamp(max=ids.shape[0]).to(ids.device, torch.int32)
+    rows = given.clamp(0, ids.shape[0]).to(ids.device, torch.int32)
     trie = vocabulary.edges, vocabulary.children, vocabulary.ids
     return constrain_ends_op(ids, cu_seqlens, log_odds.float(), rows, *trie)

@@ -1,5 +1,7 @@
 """What a call is said to take of memory, against blocks of known size."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -25,11 +27,10 @@ def test_a_peak_is_the_calls_whatever_holes_the_heap_has():
             del held[::2]
             del held
 
-    peaks = [memory.peak(call, CPU)]
-    if peaks[0] is None:
-        pytest.skip("no /proc/self/clear_refs")
+    call()
+    if memory.peak(call, CPU) is None or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("no /proc/self/clear_refs, or no glibc that says what is free in its heap")
     for _ in range(4):
+        assert memory.peak(call, CPU) == pytest.approx(72, abs=6)
         for _ in range(4):
             call()
-        peaks.append(memory.peak(call, CPU))
-    assert peaks == pytest.approx([72] * 5, abs=2)

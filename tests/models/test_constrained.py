@@ -57,8 +57,8 @@ def test_its_chunks_are_strings_wherever_bytes_are(pair, packed):
     chunks = 0
     for start, stop in pairwise(packed[1].tolist()):
         ends = [t + 1 for t in range(start, stop - 1) if boundary[t]]
-        for begin, end in pairwise([start, *ends]):
-            chunk, following = (bytes(packed[0][a:b].tolist()) for a, b in ((begin, end), (end, end + 1)))
+        for begin, end in pairwise([start, *ends, stop]):
+            chunk, following = (bytes(packed[0][a : min(b, stop)].tolist()) for a, b in ((begin, end), (end, end + 1)))
             if chunk not in STRINGS:
                 had_to = not any(string.startswith(chunk + following) for string in STRINGS)
                 alone = len(chunk) == 1 and not any(string.startswith(chunk) for string in STRINGS)

@@ -78,16 +78,16 @@ def test_as_defined(each):
     @settings(max_examples=100, deadline=None)
     @given(
         vocabulary=VOCABULARIES, documents=st.lists(STRINGS.map(lambda s: 2 * s), max_size=4), seed=st.integers(0, 99),
-        with_context=st.booleans(),
+        contexts=st.lists(st.integers(0, 13), min_size=4, max_size=4) | st.none(),
     )  # fmt: skip
-    def agree(vocabulary, documents, seed, with_context):
+    def agree(vocabulary, documents, seed, contexts):
         cu, total = ragged([len(d) for d in documents])
         odds = drawn(total, seed)
-        context = [seed % 5 if with_context else 0 for _ in documents]
+        context = (contexts or [0] * 4)[: len(documents)]
         with poisoned_memory():
             ends = bytekernels.constrain_ends(
                 bytes_of(b"".join(documents)), cu, odds, SortedVocabulary(vocabulary),
-                torch.tensor(context, dtype=torch.int64) if with_context else None,
+                torch.tensor(context, dtype=torch.int64) if contexts else None,
             )  # fmt: skip
         assert ends.dtype == torch.bool
         parts = zip(documents, odds.double().split([len(d) for d in documents]), context, strict=True)
@@ -138,14 +138,13 @@ def test_odds_beyond_all_and_none(each):
 
 
 def test_what_is_given_ends_in_a_string_that_may_be_lengthened(each):
-    tree = SortedVocabulary([b"hello", *(bytes([i]) for i in range(256))])
-    odds = -torch.ones(6)
-    for text, ends in ((b"helorx", "|||||."), (b"hellox", "||||||"[:4] + "|.")):
-        found = bytekernels.constrain_ends(bytes_of(text), ragged([6])[0], odds, tree, torch.tensor([3]))
-        assert "".join(".|"[end] for end in found) == ends
-    shorter = SortedVocabulary([b"hel", b"hello", *(bytes([i]) for i in range(256))])
-    for text, ends in ((b"helorx", "..|||."), (b"hellox", "....|.")):
-        found = bytekernels.constrain_ends(bytes_of(text), ragged([6])[0], odds, shorter, torch.tensor([3]))
+    single, cu, odds, context = [bytes([i]) for i in range(256)], ragged([6])[0], -torch.ones(6), torch.tensor([3])
+    for strings, text, ends in (
+        ([b"hello"], b"hellox", "|||||."),
+        ([b"hel", b"hello"], b"helorx", "..|||."),
+        ([b"hel", b"hello"], b"hellox", "....|."),
+    ):
+        found = bytekernels.constrain_ends(bytes_of(text), cu, odds, SortedVocabulary([*strings, *single]), context)
         assert "".join(".|"[end] for end in found) == ends
 
 
@@ -192,7 +191,8 @@ def test_ends_on_what_is_given_do_not_depend_on_what_follows(each):
         bits[given_rows - 1 :] *= -1
         changed = bytekernels.constrain_ends(other, cu, bits, tree, context)
         assert torch.equal(changed[: given_rows - 1], found[: given_rows - 1])
-    assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([1])), free)
+    for none in (1, 0, -(2**32) + 3):
+        assert torch.equal(bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([none])), free)
     assert torch.equal(
         bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([2**40])),
         bytekernels.constrain_ends(ids, cu, odds, tree, torch.tensor([40])),
@@ -239,7 +239,12 @@ def test_a_tree_of_wrong_numbers_is_walked_within_its_arrays():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         nodes, total = (int(torch.randint(1, 9, (), generator=generator)) for _ in range(2))
-        ids, cu, odds, context = bytes_of(b"a" * total), ragged([total])[0], drawn(total, 0), torch.tensor([2]).int()
+        ids, cu, odds, context = (
+            bytes_of(b"a" * total),
+            ragged([total])[0],
+            drawn(total, 0),
+            torch.tensor([nodes]).int(),
+        )
         found = [torch.full((total,), 7, dtype=torch.uint8), torch.zeros(total, dtype=torch.uint8)]
         arguments = [*map(array, (ids, cu, odds, context)), tuple(map(array, wrong_tree(nodes, generator)))]
         _C.constrain_ends(*arguments, array(found[0]), 1)
