@@ -23,6 +23,7 @@ def constrain_ends_op(
     children: Tensor,
     string_ids: Tensor,
 ) -> Tensor:
+    check_cu_seqlens(cu_seqlens, ids.shape[0])
     return _constrain_ends(ids, cu_seqlens, log_odds, given, edges, children, string_ids)
 
 
@@ -70,8 +71,7 @@ def constrain_ends(
         raise TypeError(f"log_odds must be floating, got {log_odds.dtype}: of probabilities they are p.logit()")
     if ids.dim() != 1 or log_odds.shape != ids.shape:
         raise ValueError(f"ids and log_odds must have one shape [T], got {list(ids.shape)} and {list(log_odds.shape)}")
-    check_cu_seqlens(cu_seqlens, ids.shape[0])
-    sequences = cu_seqlens.shape[0] - 1
+    sequences = max(cu_seqlens.numel() - 1, 0)
     if given is None:
         given = cu_seqlens.new_zeros(sequences)
     elif given.dtype not in (torch.int32, torch.int64):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bytekernels import dispatch
+from bytekernels.mixer.checks import check_shape, check_sizes, limits_of
 from bytekernels.mixer.state import MixerState, MixerStates
 from bytekernels.ragged import accumulation_dtype, check_bytes, check_cu_seqlens
 
@@ -321,8 +322,8 @@ def mamba2_mixer(
         ValueError: shapes that do not match, groups that do not divide the heads, limits or offsets out of order.
     """
     names = "T" if ids is None else "256"
-    state_size = _check(names, zxbcdt, conv_weight, conv_bias, A, D, dt_bias, norm_weight, head_dim, num_groups)
-    low, high = _limits(dt_limit)
+    state_size = check_sizes(names, zxbcdt, conv_weight, conv_bias, A, D, dt_bias, norm_weight, head_dim, num_groups)
+    low, high = limits_of(dt_limit)
     if ids is not None:
         check_bytes(ids)
         if ids.dim() != 1:
@@ -332,9 +333,9 @@ def mamba2_mixer(
     check_cu_seqlens(cu_seqlens, (zxbcdt if ids is None else ids).shape[0])
     if initial_states is not None:
         sequences, (channels, taps) = cu_seqlens.numel() - 1, conv_weight.shape
-        _same("initial_states.conv", initial_states.conv, "[S, C, K-1]", [sequences, channels, taps - 1])
+        check_shape("initial_states.conv", initial_states.conv, "[S, C, K-1]", [sequences, channels, taps - 1])
         states = [sequences, A.shape[0], head_dim, state_size]
-        _same("initial_states.ssm", initial_states.ssm, "[S, H, P, N]", states)
+        check_shape("initial_states.ssm", initial_states.ssm, "[S, H, P, N]", states)
     parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
     options = head_dim, num_groups, eps, low, high
     conv, ssm = (None, None) if initial_states is None else initial_states
@@ -377,15 +378,15 @@ def mamba2_mixer_step(
         ValueError: shapes that do not match, a state that is not contiguous, groups that do not divide the heads, or
             limits out of order.
     """
-    state_size = _check("S", zxbcdt, conv_weight, conv_bias, A, D, dt_bias, norm_weight, head_dim, num_groups)
-    low, high = _limits(dt_limit)
+    state_size = check_sizes("S", zxbcdt, conv_weight, conv_bias, A, D, dt_bias, norm_weight, head_dim, num_groups)
+    low, high = limits_of(dt_limit)
     sequences, heads, wide = zxbcdt.shape[0], A.shape[0], accumulation_dtype(zxbcdt.dtype)
     for name, value, names, shape, dtype in (
         ("conv", state.conv, "[S, C, K]", [sequences, *conv_weight.shape], wide),
         ("position", state.position, "[S, H]", [sequences, heads], torch.int32),
         ("ssm", state.ssm, "[S, H, P, N]", [sequences, heads, head_dim, state_size], wide),
     ):
-        _same(f"state.{name}", value, names, shape)
+        check_shape(f"state.{name}", value, names, shape)
         if value.dtype != dtype:
             raise TypeError(f"state.{name} must be {dtype} for zxbcdt in {zxbcdt.dtype}, got {value.dtype}")
         if not value.is_contiguous():
@@ -393,60 +394,7 @@ def mamba2_mixer_step(
     if active is not None:
         if active.dtype != torch.bool:
             raise TypeError(f"active must be bool, got {active.dtype}: use active.bool()")
-        _same("active", active, "[S]", [sequences])
+        check_shape("active", active, "[S]", [sequences])
     parameters = conv_weight, conv_bias, A, D, dt_bias, norm_weight
     options = head_dim, num_groups, eps, low, high, active
     return mamba2_mixer_step_op(zxbcdt, *parameters, state.conv, state.position, state.ssm, *options)
-
-
-def _check(
-    axis: str,
-    zxbcdt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    norm_weight: Tensor,
-    head_dim: int,
-    num_groups: int,
-) -> int:
-    """Refuse arguments that do not fit each other; ``axis`` names the rows of zxbcdt. Returns N."""
-    if not zxbcdt.is_floating_point():
-        raise TypeError(f"zxbcdt must have a floating dtype, got {zxbcdt.dtype}")
-    if norm_weight.dim() != 1 or head_dim < 1 or norm_weight.shape[0] % head_dim or not norm_weight.shape[0]:
-        raise ValueError(
-            f"norm_weight must have shape [H*P] with P = head_dim = {head_dim} >= 1, got {list(norm_weight.shape)}"
-        )
-    inner = norm_weight.shape[0]
-    heads = inner // head_dim
-    for name, value in (("A", A), ("D", D), ("dt_bias", dt_bias)):
-        if value is not None:
-            _same(name, value, "[H]", [heads])
-    if num_groups < 1 or heads % num_groups:
-        raise ValueError(f"num_groups must divide the {heads} heads, got {num_groups}")
-    if conv_weight.dim() != 2 or conv_weight.shape[1] < 1:
-        raise ValueError(f"conv_weight must have shape [C, K] with K >= 1, got {list(conv_weight.shape)}")
-    channels = conv_weight.shape[0]
-    if channels <= inner or (channels - inner) % (2 * num_groups):
-        raise ValueError(
-            f"conv_weight must have C = H*P + 2*G*N = {inner} + {2 * num_groups} N rows with N >= 1, got {channels}"
-        )
-    if conv_bias is not None:
-        _same("conv_bias", conv_bias, "[C]", [channels])
-    width = inner + channels + heads
-    if zxbcdt.dim() != 2 or zxbcdt.shape[1] != width:
-        raise ValueError(f"zxbcdt must have shape [{axis}, W] with W = H*P + C + H = {width}, got {list(zxbcdt.shape)}")
-    return (channels - inner) // (2 * num_groups)
-
-
-def _same(name: str, value: Tensor, names: str, shape: list[int]) -> None:
-    if list(value.shape) != shape:
-        raise ValueError(f"{name} must have shape {names} = {shape}, got {list(value.shape)}")
-
-
-def _limits(dt_limit: tuple[float, float]) -> tuple[float, float]:
-    low, high = map(float, dt_limit)
-    if not 0 <= low <= high:
-        raise ValueError(f"dt_limit must be (least, greatest) with 0 <= least <= greatest, got {(low, high)}")
-    return low, high

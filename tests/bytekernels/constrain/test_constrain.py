@@ -257,6 +257,19 @@ def scratch(total):
     return torch.zeros(total).long(), torch.zeros(total).double(), torch.zeros(total, dtype=torch.uint8)
 
 
+def test_it_is_traced_whole():
+    """Nothing reads a tensor's values while torch.compile looks: what is checked of them is checked in the op."""
+    tree = SortedVocabulary(VOCABULARY)
+    arguments = bytes_of(b"abab"), ragged([4])[0], odds_of("|..|")
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def ends(ids, cu, odds, context):
+        return bytekernels.constrain_ends(ids, cu, odds, tree, context)
+
+    context = torch.tensor([2])
+    assert torch.equal(ends(*arguments, context), bytekernels.constrain_ends(*arguments, tree, context))
+
+
 @pytest.mark.parametrize("lengths", [[], [0], [3, 0, 4]])
 def test_opcheck(lengths):
     cu, total = ragged(lengths)
